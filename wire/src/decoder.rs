@@ -15,7 +15,10 @@ pub struct Decoder {
 impl Decoder {
     /// For a new connection: nothing larger than a hello is accepted yet.
     pub fn new() -> Self {
-        Self { buffer: BytesMut::new(), frame_bytes_max: crate::limits::HELLO_FRAME_BYTES_MAX }
+        Self {
+            buffer: BytesMut::new(),
+            frame_bytes_max: crate::limits::HELLO_FRAME_BYTES_MAX,
+        }
     }
 
     /// Changes the largest frame accepted from now on (the handshake raises it step by step).

@@ -10,10 +10,12 @@ pub mod probe;
 pub mod report;
 
 pub use assign::{
-    Assign, Assignment, Cancel, Command, Handler, Logs, LogsMode, OnPartition, Overflow, Recall, Stop,
-    Task, Work,
+    Assign, Assignment, Cancel, Command, Handler, Logs, LogsMode, OnPartition, Overflow, Recall,
+    Stop, Task, Work,
 };
-pub use hello::{Challenge, Hello, Held, Login, NotLeader, RefuseCode, Refused, Resumed, Role, Welcome};
+pub use hello::{
+    Challenge, Held, Hello, Login, NotLeader, RefuseCode, Refused, Resumed, Role, Welcome,
+};
 pub use output::{Chunk, OutputAck, OutputEnd, Stream};
 pub use probe::{Live, Probe, ProbeReply};
 pub use report::{Ack, Beat, Report, Reports, Returned, Started};
