@@ -1,0 +1,1 @@
+//! Access tokens and roles: who may do what.

@@ -1,0 +1,125 @@
+//! What the server is told at its start, as plain validated values. Reading flags, environment and files is the
+//! command line's business.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A server's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where HTTP listens; port 0 = any free one.
+    pub listen: SocketAddr,
+    /// Where workers connect; port 0 = any free one.
+    pub worker_listen: SocketAddr,
+    /// Database, output, tokens and lock.
+    pub data_dir: PathBuf,
+    /// How long a silent worker keeps its work.
+    pub worker_grace: Duration,
+    /// How long a state answer waits for the live part.
+    pub probe_timeout: Duration,
+    /// How long a stopping server waits for what is in flight.
+    pub drain_timeout: Duration,
+    /// When an answer may leave.
+    pub durability: Durability,
+    /// No access tokens on HTTP: refused unless `listen` is a loopback address.
+    pub no_auth: bool,
+    /// Types of job accepted at intake.
+    pub allow_commands: bool,
+    /// Types of job accepted at intake.
+    pub allow_handlers: bool,
+    /// Every bound; see docs/limits.md.
+    pub limits: Limits,
+}
+
+/// What "accepted" means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// On disk: survives a power cut.
+    #[default]
+    Fsync,
+    /// With the operating system: survives a kill, not a power cut.
+    Os,
+}
+
+/// Every bound of the server (P7), with its default. `docs/limits.md` lists them and a test compares.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest HTTP request body.
+    pub body_bytes_max: usize,
+    /// Most jobs in one request.
+    pub batch_jobs_max: usize,
+    /// Bytes of submissions waiting for their commit; above: 503.
+    pub intake_bytes_max: usize,
+    /// Open HTTP connections; above: the connection gets a 503 and closes.
+    pub http_connections_max: usize,
+    /// Until a request's headers must be there.
+    pub http_header_timeout: Duration,
+    /// Until its body must be there.
+    pub http_body_timeout: Duration,
+    /// How long a connection may idle between requests.
+    pub http_idle_timeout: Duration,
+    /// Longest `?wait=`.
+    pub wait_max: Duration,
+    /// Jobs that have not ended; above: 429.
+    pub live_jobs_max: u64,
+    /// Bytes of bodies kept in memory ahead of dispatch; above: they stay on disk until wanted.
+    pub resident_bytes_max: usize,
+    /// Connections on the worker port.
+    pub worker_connections_max: usize,
+    /// Until a connection on the worker port must have proven itself.
+    pub handshake_timeout: Duration,
+    /// Bytes waiting to be sent to one worker; above: it is disconnected.
+    pub worker_send_bytes_max: usize,
+    /// Output kept of one attempt.
+    pub output_bytes_max: u64,
+    /// Bytes of output waiting for the output thread; above: pipes are not read.
+    pub output_pending_bytes_max: usize,
+    /// Result kept with a job.
+    pub result_bytes_max: usize,
+    /// How long an Idempotency-Key is remembered.
+    pub key_retention: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 8 << 20,
+            batch_jobs_max: 10_000,
+            intake_bytes_max: 64 << 20,
+            http_connections_max: 4_096,
+            http_header_timeout: Duration::from_secs(10),
+            http_body_timeout: Duration::from_secs(30),
+            http_idle_timeout: Duration::from_secs(60),
+            wait_max: Duration::from_secs(300),
+            live_jobs_max: 50_000_000,
+            resident_bytes_max: 64 << 20,
+            worker_connections_max: 16_384,
+            handshake_timeout: Duration::from_secs(10),
+            worker_send_bytes_max: 64 << 20,
+            output_bytes_max: 16 << 20,
+            output_pending_bytes_max: 32 << 20,
+            result_bytes_max: 256 << 10,
+            key_retention: Duration::from_secs(24 * 3_600),
+        }
+    }
+}
+
+impl Config {
+    /// Defaults around a data directory.
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7440)),
+            worker_listen: SocketAddr::from(([127, 0, 0, 1], 7441)),
+            data_dir,
+            worker_grace: Duration::from_secs(30),
+            probe_timeout: Duration::from_millis(250),
+            drain_timeout: Duration::from_secs(30),
+            durability: Durability::Fsync,
+            no_auth: false,
+            allow_commands: true,
+            allow_handlers: true,
+            limits: Limits::default(),
+        }
+    }
+}

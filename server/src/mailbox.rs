@@ -1,0 +1,224 @@
+//! The one channel between threads: push a batch, wake once.
+//!
+//! A mailbox is a lock-free queue with any number of senders and one receiving thread. The receiver may own several
+//! mailboxes (and lanes) under one [`Wake`]. It says it is about to sleep, looks again, and sleeps; a sender pushes, and
+//! wakes only a receiver that said so. So a busy receiver costs its senders no system call, and no message is left behind
+//! by a sleeper.
+//!
+//! Not here: bounds. Whoever lets something in from outside (HTTP, workers) counts what is in flight and refuses more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+#[cfg(loom)]
+use loom::{
+    sync::atomic::{AtomicBool, Ordering, fence},
+    thread::{self, Thread},
+};
+#[cfg(not(loom))]
+use std::{
+    sync::atomic::{AtomicBool, Ordering, fence},
+    thread::{self, Thread},
+};
+
+#[cfg(not(loom))]
+type Queue<T> = crossbeam::queue::SegQueue<T>;
+#[cfg(loom)]
+type Queue<T> = looming::Queue<T>;
+
+/// How a sleeping receiver is woken.
+#[derive(Debug)]
+enum Bell {
+    /// It parks its thread.
+    Thread(Thread),
+    /// It polls sockets.
+    #[cfg(not(loom))]
+    Poll(mio::Waker),
+}
+
+/// One receiving thread's sleep, shared by all that may wake it.
+#[derive(Debug)]
+pub struct Wake {
+    sleeping: AtomicBool,
+    bell: Bell,
+}
+
+impl Wake {
+    /// For the calling thread, which will sleep by [`Receiver::park`] or [`Wake::sleep`].
+    pub fn this_thread() -> Arc<Self> {
+        Self::for_thread(thread::current())
+    }
+
+    /// For another thread, which will sleep by [`Wake::sleep`].
+    pub fn for_thread(thread: Thread) -> Arc<Self> {
+        Arc::new(Self {
+            sleeping: AtomicBool::new(false),
+            bell: Bell::Thread(thread),
+        })
+    }
+
+    /// For a thread that sleeps in `mio::Poll::poll`: between [`Wake::about_to_sleep`] and [`Wake::awake`].
+    #[cfg(not(loom))]
+    pub fn poll(waker: mio::Waker) -> Arc<Self> {
+        Arc::new(Self {
+            sleeping: AtomicBool::new(false),
+            bell: Bell::Poll(waker),
+        })
+    }
+
+    /// Wakes the receiver if it sleeps or is about to. Call after what it should see has been pushed.
+    pub fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::SeqCst) {
+            match &self.bell {
+                Bell::Thread(thread) => thread.unpark(),
+                #[cfg(not(loom))]
+                Bell::Poll(waker) => {
+                    // An eventfd write fails only if the counter is full: then the poll wakes anyway.
+                    drop(waker.wake());
+                }
+            }
+        }
+    }
+
+    /// Says that the receiver will sleep. It must look at all its mailboxes once more after this, and sleep only if
+    /// they are empty.
+    pub fn about_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says that the receiver is awake.
+    pub fn awake(&self) {
+        self.sleeping.store(false, Ordering::Relaxed);
+    }
+
+    /// Parks the calling thread until it is woken or the time is over, unless `idle` finds something to do. May return
+    /// early for no reason.
+    pub fn sleep(&self, timeout: Option<Duration>, idle: impl FnOnce() -> bool) {
+        self.about_to_sleep();
+        if idle() {
+            match timeout {
+                #[cfg(not(loom))]
+                Some(timeout) => thread::park_timeout(timeout),
+                #[cfg(loom)]
+                Some(_) => thread::park(),
+                None => thread::park(),
+            }
+        }
+        self.awake();
+    }
+}
+
+/// A new mailbox whose receiver sleeps under `wake`.
+pub fn mailbox<T>(wake: &Arc<Wake>) -> (Sender<T>, Receiver<T>) {
+    let queue = Arc::new(Queue::new());
+    (
+        Sender {
+            queue: Arc::clone(&queue),
+            wake: Arc::clone(wake),
+        },
+        Receiver {
+            queue,
+            wake: Arc::clone(wake),
+        },
+    )
+}
+
+/// The end that pushes. Clone it for each sender.
+#[derive(Debug)]
+pub struct Sender<T> {
+    queue: Arc<Queue<T>>,
+    wake: Arc<Wake>,
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self {
+            queue: Arc::clone(&self.queue),
+            wake: Arc::clone(&self.wake),
+        }
+    }
+}
+
+impl<T> Sender<T> {
+    /// Pushes one message and wakes the receiver.
+    pub fn send(&self, message: T) {
+        self.queue.push(message);
+        self.wake.wake();
+    }
+
+    /// Pushes several and wakes the receiver once.
+    pub fn send_all(&self, messages: impl IntoIterator<Item = T>) {
+        let mut any = false;
+        for message in messages {
+            self.queue.push(message);
+            any = true;
+        }
+        if any {
+            self.wake.wake();
+        }
+    }
+}
+
+/// The end that takes.
+#[derive(Debug)]
+pub struct Receiver<T> {
+    queue: Arc<Queue<T>>,
+    wake: Arc<Wake>,
+}
+
+impl<T> Receiver<T> {
+    /// Moves up to `max` messages to the end of `into`, oldest first; says how many.
+    pub fn drain(&self, into: &mut Vec<T>, max: usize) -> usize {
+        let mut taken = 0;
+        while taken < max {
+            match self.queue.pop() {
+                Some(message) => into.push(message),
+                None => break,
+            }
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Sleeps until something comes or the time is over. For a receiver with this mailbox only; one with several uses
+    /// [`Wake::sleep`].
+    pub fn park(&self, timeout: Option<Duration>) {
+        self.wake.sleep(timeout, || self.queue.is_empty());
+    }
+}
+
+#[cfg(loom)]
+mod looming {
+    //! Loom cannot look into crossbeam's queue; what is modelled is the rule of sleeping and waking around a queue.
+    use std::collections::VecDeque;
+
+    use loom::sync::Mutex;
+
+    #[derive(Debug)]
+    pub(super) struct Queue<T>(Mutex<VecDeque<T>>);
+
+    impl<T> Queue<T> {
+        pub(super) fn new() -> Self {
+            Self(Mutex::new(VecDeque::new()))
+        }
+
+        pub(super) fn push(&self, item: T) {
+            self.0.lock().unwrap().push_back(item);
+        }
+
+        pub(super) fn pop(&self) -> Option<T> {
+            self.0.lock().unwrap().pop_front()
+        }
+
+        pub(super) fn is_empty(&self) -> bool {
+            self.0.lock().unwrap().is_empty()
+        }
+    }
+}

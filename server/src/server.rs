@@ -1,0 +1,1 @@
+//! Opens, recovers, spawns in order, stops in reverse; the only file that sees every part.

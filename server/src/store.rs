@@ -1,0 +1,15 @@
+//! The store: a writer thread that owns the write side, readers beside it, and the seam behind which a database lies.
+//!
+//! The only place that knows SQL. Not here: what a fact means (`engine`), what an answer looks like (`http`).
+
+pub mod memory;
+pub mod reader;
+pub mod seam;
+pub mod sqlite;
+pub mod writer;
+
+mod body;
+mod fold;
+mod ids;
+mod recover;
+mod sql;
