@@ -8,9 +8,7 @@ use hostler_wire::SessionId;
 use hostler_wire::frame::RefuseCode;
 
 use crate::mailbox::Sender;
-
-/// One output socket's number.
-pub type PipeId = u64;
+use crate::output::PipeId;
 
 /// The language of the wire thread's mailbox.
 #[derive(Debug)]

@@ -8,7 +8,9 @@ use hostler_wire::{Epoch, JobId};
 use tokio::sync::oneshot;
 
 use crate::mailbox::Sender;
-use crate::net::PipeId;
+
+/// One output socket's number.
+pub type PipeId = u64;
 
 /// The language of the output thread's mailbox.
 #[derive(Debug)]
