@@ -78,6 +78,11 @@ impl Engine {
         todo!()
     }
 
+    /// Attempts assigned and not known to have started or been returned: what a stopping server waits for.
+    pub fn unstarted_count(&self) -> usize {
+        todo!()
+    }
+
     /// Every invariant, slowly. The simulator and the tests call it after each event.
     pub fn check(&self) {
         todo!()

@@ -23,6 +23,11 @@ impl<T> Lanes<T> {
         todo!()
     }
 
+    /// Whether nothing waits in any lane. Only the consumer may rely on a `true`.
+    pub fn is_empty(&self) -> bool {
+        todo!()
+    }
+
     /// Takes the oldest entry of the highest priority. Only one thread may call it.
     pub fn pop(&self) -> Option<T> {
         todo!()
