@@ -17,7 +17,11 @@ impl JobId {
 
     /// The id with this number, if it lies within [`MIN`](Self::MIN)..=[`MAX`](Self::MAX).
     pub const fn new(raw: u64) -> Option<Self> {
-        if raw >= Self::MIN.0 && raw <= Self::MAX.0 { Some(Self(raw)) } else { None }
+        if raw >= Self::MIN.0 && raw <= Self::MAX.0 {
+            Some(Self(raw))
+        } else {
+            None
+        }
     }
 
     /// The number itself.
