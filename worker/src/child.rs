@@ -54,6 +54,8 @@ pub(crate) struct Child {
 struct Pipe {
     fd: Option<OwnedFd>,
     bytes: u64,
+    /// Stands in the loop's line of pipes to be read.
+    queued: bool,
 }
 
 /// What is still to be written to its standard input.
@@ -76,12 +78,19 @@ pub(crate) enum Read {
 
 impl Child {
     pub(crate) fn new(fence: Fence, spawned: Spawned, stdin: Option<Bytes>) -> Self {
-        let pipe = |fd| Pipe { fd, bytes: 0 };
+        let pipe = |fd| Pipe {
+            fd,
+            bytes: 0,
+            queued: false,
+        };
         Self {
             fence,
             pid: spawned.pid,
             pidfd: spawned.pidfd,
-            stdin: spawned.stdin.zip(stdin).map(|(pipe, rest)| Feed { pipe, rest }),
+            stdin: spawned
+                .stdin
+                .zip(stdin)
+                .map(|(pipe, rest)| Feed { pipe, rest }),
             stdout: pipe(spawned.stdout),
             stderr: pipe(spawned.stderr),
             tail: Vec::new(),
@@ -98,6 +107,14 @@ impl Child {
             Stream::Stderr => self.stderr.fd.as_ref(),
         }
         .map(AsFd::as_fd)
+    }
+
+    /// Whether that pipe stands in the loop's line of pipes to be read.
+    pub(crate) fn queued(&mut self, stream: Stream) -> &mut bool {
+        match stream {
+            Stream::Stdout => &mut self.stdout.queued,
+            Stream::Stderr => &mut self.stderr.queued,
+        }
     }
 
     /// Bytes read so far of standard output and standard error.
@@ -163,8 +180,7 @@ impl Child {
             self.killed_at = Some(now);
             self.look_at = now;
         }
-        // Not reaped, so the number is still its own; nobody left to hear it is no error.
-        drop(rustix::process::kill_process_group(self.pid, signal));
+        signal_group(self.pid, signal);
     }
 
     /// Looks whether the main process has ended, without reaping it.
@@ -191,8 +207,11 @@ impl Child {
     /// Whether everything that is to be waited for has come: the exit, the rest of the output, and the end of the
     /// group if that was told to end.
     pub(crate) fn is_over(&mut self, now: Time) -> bool {
-        let Some(exited_at) = self.exited_at else { return false };
-        let read = self.stdout.fd.is_none() && self.stderr.fd.is_none() || now >= exited_at + READ_ON;
+        let Some(exited_at) = self.exited_at else {
+            return false;
+        };
+        let read =
+            self.stdout.fd.is_none() && self.stderr.fd.is_none() || now >= exited_at + READ_ON;
         if !self.told {
             return read;
         }
@@ -204,7 +223,9 @@ impl Child {
         }
         self.look_at = now + LOOK_AGAIN;
         let group = self.pid.as_raw_nonzero().get().unsigned_abs();
-        let gone = usage::groups(&[group]).get(&group).is_none_or(|left| left.processes == 0);
+        let gone = usage::groups(&[group])
+            .get(&group)
+            .is_none_or(|left| left.processes == 0);
         gone && read
     }
 
@@ -212,7 +233,10 @@ impl Child {
     pub(crate) fn reap(&mut self) -> (Outcome, Detail, bool) {
         let (status, mut usage) = wait4(self.pid);
         (usage.stdout_bytes, usage.stderr_bytes) = self.bytes();
-        let mut detail = Detail { usage: Some(usage), ..Detail::default() };
+        let mut detail = Detail {
+            usage: Some(usage),
+            ..Detail::default()
+        };
         let outcome = match status {
             Status::Exited(0) => Outcome::Succeeded,
             Status::Exited(code) => Outcome::Exited { code },
@@ -230,8 +254,16 @@ impl Child {
     }
 
     /// The worker itself is about to end, and nobody would look after this one any more.
-    pub(crate) fn abandon(&mut self) {
-        drop(rustix::process::kill_process_group(self.pid, Signal::KILL));
+    pub(crate) fn abandon(&self) {
+        signal_group(self.pid, Signal::KILL);
+    }
+}
+
+/// Signals the group of a child that is not reaped: the number is still its own.
+pub(crate) fn signal_group(leader: Pid, signal: Signal) {
+    if let Err(error) = rustix::process::kill_process_group(leader, signal) {
+        // A program that changed its user is beyond us; that nobody is left to hear is no error.
+        tracing::debug!(group = %leader, %error, "signal not delivered");
     }
 }
 
@@ -252,14 +284,28 @@ enum Status {
 }
 
 /// Reaps one child of ours that has exited, with what it and the children it had reaped have used.
-#[expect(unsafe_code, reason = "neither std nor rustix gives the resource usage of one child")]
+#[expect(
+    unsafe_code,
+    reason = "neither std nor rustix gives the resource usage of one child"
+)]
 fn wait4(pid: Pid) -> (Status, Usage) {
     let mut status = 0;
     // SAFETY: `rusage` holds integers only, so all zeros is a value of it.
     let mut rusage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to live, writable values of the types wait4 fills, and it keeps neither.
-    let reaped = unsafe { libc::wait4(pid.as_raw_nonzero().get(), &raw mut status, 0, &raw mut rusage) };
-    assert_eq!(reaped, pid.as_raw_nonzero().get(), "a child is reaped once, after its exit was seen");
+    let reaped = unsafe {
+        libc::wait4(
+            pid.as_raw_nonzero().get(),
+            &raw mut status,
+            0,
+            &raw mut rusage,
+        )
+    };
+    assert_eq!(
+        reaped,
+        pid.as_raw_nonzero().get(),
+        "a child is reaped once, after its exit was seen"
+    );
     let small = |n: i32| u8::try_from(n).expect("the kernel keeps eight bits of it");
     let status = if libc::WIFSIGNALED(status) {
         Status::Signalled(small(libc::WTERMSIG(status)))

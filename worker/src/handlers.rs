@@ -118,12 +118,19 @@ pub struct HandlerError {
 impl HandlerError {
     /// A failure that another try may mend.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), fatal: false, retry_after: None }
+        Self {
+            message: message.into(),
+            fatal: false,
+            retry_after: None,
+        }
     }
 
     /// A failure that no other try will mend: the job fails at once.
     pub fn fatal(message: impl Into<String>) -> Self {
-        Self { fatal: true, ..Self::new(message) }
+        Self {
+            fatal: true,
+            ..Self::new(message)
+        }
     }
 
     /// Asks for the next try after this long, in place of the back-off.
@@ -215,14 +222,21 @@ impl Registry {
 
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.own.keys().cloned().collect();
-        names.extend(BUILT_IN.iter().filter(|name| !self.own.contains_key(**name)).map(|&n| n.to_owned()));
+        names.extend(
+            BUILT_IN
+                .iter()
+                .filter(|name| !self.own.contains_key(**name))
+                .map(|&n| n.to_owned()),
+        );
         names.sort_unstable();
         names
     }
 
     /// Those the loop runs itself.
     pub(crate) fn inline(&self) -> HashSet<String> {
-        let inline = ["noop", "echo"].iter().filter(|name| !self.own.contains_key(**name));
+        let inline = ["noop", "echo"]
+            .iter()
+            .filter(|name| !self.own.contains_key(**name));
         inline.map(|&name| name.to_owned()).collect()
     }
 }
@@ -245,13 +259,25 @@ fn sleep(job: &Job) -> Result<Value, HandlerError> {
 /// `fail`: `{"message": text, "fatal": bool, "times": k}`; fails while the attempt is at most `times` (always, without).
 fn fail(job: &Job) -> Result<Value, HandlerError> {
     let payload = job.json()?;
-    let times = payload.get("times").and_then(Value::as_u64).unwrap_or(u64::MAX);
+    let times = payload
+        .get("times")
+        .and_then(Value::as_u64)
+        .unwrap_or(u64::MAX);
     if u64::from(job.attempt().raw()) > times {
         return Ok(Value::Null);
     }
-    let message = payload.get("message").and_then(Value::as_str).unwrap_or("failed as asked");
-    let fatal = payload.get("fatal").and_then(Value::as_bool).unwrap_or(false);
-    Err(HandlerError { fatal, ..HandlerError::new(message) })
+    let message = payload
+        .get("message")
+        .and_then(Value::as_str)
+        .unwrap_or("failed as asked");
+    let fatal = payload
+        .get("fatal")
+        .and_then(Value::as_bool)
+        .unwrap_or(false);
+    Err(HandlerError {
+        fatal,
+        ..HandlerError::new(message)
+    })
 }
 
 /// A handler's end, on its way from its thread to the loop.
@@ -269,26 +295,54 @@ impl Completion {
             Ok(result) if result.is_empty() => (Outcome::Succeeded, None),
             Ok(result) => {
                 let result = bounded(result, result_bytes_max);
-                (Outcome::Succeeded, Some(Box::new(Detail { result, ..Detail::default() })))
+                (
+                    Outcome::Succeeded,
+                    Some(Box::new(Detail {
+                        result,
+                        ..Detail::default()
+                    })),
+                )
             }
-            Err(HandlerError { message, fatal, retry_after }) => {
+            Err(HandlerError {
+                message,
+                fatal,
+                retry_after,
+            }) => {
                 let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-                let outcome = Outcome::HandlerFailed { fatal, retry_after_ms: retry_after.map(ms) };
-                (outcome, Some(Box::new(Detail { message, ..Detail::default() })))
+                let outcome = Outcome::HandlerFailed {
+                    fatal,
+                    retry_after_ms: retry_after.map(ms),
+                };
+                (
+                    outcome,
+                    Some(Box::new(Detail {
+                        message,
+                        ..Detail::default()
+                    })),
+                )
             }
         };
-        Ending::Done { outcome, detail, told: self.told }
+        Ending::Done {
+            outcome,
+            detail,
+            told: self.told,
+        }
     }
 }
 
 /// A result that is too long is named, not carried: finished work is not redone for the length of its answer
 /// (semantics 24).
-fn bounded(result: Vec<u8>, bytes_max: usize) -> Vec<u8> {
+pub(crate) fn bounded(result: Vec<u8>, bytes_max: usize) -> Vec<u8> {
     if result.len() <= bytes_max {
         return result;
     }
-    let sha256: String = Sha256::digest(&result).iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({"too_large": true, "bytes": result.len(), "sha256": sha256}).to_string().into_bytes()
+    let sha256: String = Sha256::digest(&result)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    json!({"too_large": true, "bytes": result.len(), "sha256": sha256})
+        .to_string()
+        .into_bytes()
 }
 
 /// Where threads put what they have done; the loop is woken once for each.
@@ -299,7 +353,10 @@ pub(crate) struct Completions {
 
 impl Completions {
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Self { queue: SegQueue::new(), waker }
+        Self {
+            queue: SegQueue::new(),
+            waker,
+        }
     }
 
     pub(crate) fn take(&self) -> Option<Completion> {
@@ -326,7 +383,13 @@ impl Pool {
     pub(crate) fn new(completions: Arc<Completions>) -> Self {
         // Never holds more than there are slots: the session starts no more.
         let (sender, receiver) = unbounded();
-        Self { sender, receiver, completions, threads: 0, busy: 0 }
+        Self {
+            sender,
+            receiver,
+            completions,
+            threads: 0,
+            busy: 0,
+        }
     }
 
     /// Runs it on a free thread, or a new one. An error means that there was no room for another thread.
@@ -341,8 +404,14 @@ impl Pool {
         }
         self.busy += 1;
         let watch = Arc::new(Watch::default());
-        let job = Job { fence, payload, watch: Arc::clone(&watch) };
-        self.sender.send((handler, job)).expect("the pool holds a receiver");
+        let job = Job {
+            fence,
+            payload,
+            watch: Arc::clone(&watch),
+        };
+        self.sender
+            .send((handler, job))
+            .expect("the pool holds a receiver");
         Ok(watch)
     }
 
@@ -356,26 +425,43 @@ impl Pool {
     fn start_thread(&mut self) -> std::io::Result<()> {
         let receiver = self.receiver.clone();
         let completions = Arc::clone(&self.completions);
-        std::thread::Builder::new().name(format!("handler-{}", self.threads)).spawn(move || {
-            while let Ok((handler, job)) = receiver.recv() {
-                completions.put(run(&*handler, &job));
-            }
-        })?;
+        std::thread::Builder::new()
+            .name(format!("handler-{}", self.threads))
+            .spawn(move || {
+                while let Ok((handler, job)) = receiver.recv() {
+                    completions.put(run(&*handler, &job));
+                }
+            })?;
         self.threads += 1;
         Ok(())
     }
 }
 
 fn run(handler: &dyn Handler, job: &Job) -> Completion {
-    let result = catch_unwind(AssertUnwindSafe(|| handler.run(job)))
-        .unwrap_or_else(|panic| Err(HandlerError::new(format!("panicked: {}", words_of(&*panic)))));
-    let text = |value: Value| if value.is_null() { Vec::new() } else { value.to_string().into_bytes() };
-    Completion { fence: job.fence, result: result.map(text), told: job.cancelled() }
+    let result = catch_unwind(AssertUnwindSafe(|| handler.run(job))).unwrap_or_else(|panic| {
+        Err(HandlerError::new(format!(
+            "panicked: {}",
+            words_of(&*panic)
+        )))
+    });
+    let text = |value: Value| {
+        if value.is_null() {
+            Vec::new()
+        } else {
+            value.to_string().into_bytes()
+        }
+    };
+    Completion {
+        fence: job.fence,
+        result: result.map(text),
+        told: job.cancelled(),
+    }
 }
 
 fn words_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a word")
 }
 
 #[cfg(test)]
@@ -390,11 +476,20 @@ mod tests {
             epoch: Epoch::new(1),
             attempt: Attempt::new(attempt).unwrap(),
         };
-        Job { fence, payload: Bytes::from_static(payload.as_bytes()), watch: Arc::default() }
+        Job {
+            fence,
+            payload: Bytes::from_static(payload.as_bytes()),
+            watch: Arc::default(),
+        }
     }
 
     fn outcome(completion: Completion) -> (Outcome, Detail) {
-        let Ending::Done { outcome, detail, .. } = completion.into_ending(64) else { unreachable!() };
+        let Ending::Done {
+            outcome, detail, ..
+        } = completion.into_ending(64)
+        else {
+            unreachable!()
+        };
         (outcome, detail.map(|d| *d).unwrap_or_default())
     }
 
@@ -402,7 +497,13 @@ mod tests {
     fn a_panic_fails_the_attempt_and_says_what_it_said() {
         let handler = |_: &Job| -> Result<Value, HandlerError> { panic!("no {}", "paper") };
         let (end, detail) = outcome(run(&handler, &job(1, "")));
-        assert_eq!(end, Outcome::HandlerFailed { fatal: false, retry_after_ms: None });
+        assert_eq!(
+            end,
+            Outcome::HandlerFailed {
+                fatal: false,
+                retry_after_ms: None
+            }
+        );
         assert_eq!(detail.message, "panicked: no paper");
     }
 
@@ -428,7 +529,13 @@ mod tests {
             assert_eq!(end == Outcome::Succeeded, ok, "attempt {attempt}");
         }
         let (end, detail) = outcome(run(&fail, &job(1, r#"{"fatal":true}"#)));
-        assert_eq!(end, Outcome::HandlerFailed { fatal: true, retry_after_ms: None });
+        assert_eq!(
+            end,
+            Outcome::HandlerFailed {
+                fatal: true,
+                retry_after_ms: None
+            }
+        );
         assert_eq!(detail.message, "failed as asked");
     }
 
@@ -443,7 +550,13 @@ mod tests {
     fn an_error_may_ask_for_its_own_delay() {
         let busy = |_: &Job| Err(HandlerError::new("busy").retry_after(Duration::from_secs(2)));
         let (end, _) = outcome(run(&busy, &job(1, "")));
-        assert_eq!(end, Outcome::HandlerFailed { fatal: false, retry_after_ms: Some(2_000) });
+        assert_eq!(
+            end,
+            Outcome::HandlerFailed {
+                fatal: false,
+                retry_after_ms: Some(2_000)
+            }
+        );
     }
 
     #[test]

@@ -15,7 +15,6 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use crossbeam::channel::{Receiver, bounded};
@@ -247,12 +246,18 @@ impl Line {
             return Err(error.into());
         }
         if let Err(error) = self.stream.peer_addr() {
-            return if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error.into()) };
+            return if error.kind() == io::ErrorKind::NotConnected {
+                Ok(())
+            } else {
+                Err(error.into())
+            };
         }
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_tcp_nodelay(true)?;
         socket.set_keepalive(true)?;
-        if let Stage::Connecting(handshake, hello) = std::mem::replace(&mut self.stage, Stage::Moving) {
+        if let Stage::Connecting(handshake, hello) =
+            std::mem::replace(&mut self.stage, Stage::Moving)
+        {
             self.send(&hello);
             self.stage = Stage::Greeting(handshake);
         }
@@ -268,7 +273,9 @@ impl Line {
         match (std::mem::replace(&mut self.stage, Stage::Moving), frame) {
             (Stage::Greeting(handshake), Frame::Challenge(challenge)) => {
                 let mut login = login.take().ok_or(LineError::Unexpected)?();
-                handshake.login(&challenge, &mut login).map_err(LineError::Handshake)?;
+                handshake
+                    .login(&challenge, &mut login)
+                    .map_err(LineError::Handshake)?;
                 self.send(&Frame::Login(Box::new(login)));
                 self.stage = Stage::LoggingIn(Box::new(challenge));
                 self.flush()
@@ -356,7 +363,9 @@ impl Link {
         if now < self.retry_at {
             return;
         }
-        let Some(peer) = self.candidates.pop_front() else { return self.look_up(now) };
+        let Some(peer) = self.candidates.pop_front() else {
+            return self.look_up(now);
+        };
         match Line::connect(peer, Role::Control, token, registry, name, now) {
             Ok(line) => self.line = Some(line),
             Err(error) => self.lost(now, &LineError::Io(error)),
@@ -365,6 +374,7 @@ impl Link {
 
     /// The line is gone, or could not be made.
     pub(crate) fn lost(&mut self, now: Time, why: &LineError) {
+        let was_ready = self.line.as_ref().is_some_and(Line::is_ready);
         let address = self.line.take().map(|line| line.peer);
         tracing::info!(server = ?address, %why, "no connection to the server");
         if let LineError::NotLeader(NotLeader { addresses }) = why {
@@ -372,8 +382,8 @@ impl Link {
             self.candidates.clear();
         }
         let round_over = self.candidates.is_empty() && self.named.is_empty() && self.next == 0;
-        // Two servers that name each other would be asked without a pause otherwise.
-        if round_over || matches!(why, LineError::NotLeader(_)) {
+        // Two servers that name each other, or one that breaks each session, would be asked without a pause otherwise.
+        if round_over || was_ready || matches!(why, LineError::NotLeader(_)) {
             self.retry_at = now + self.back_off.next();
         }
     }
@@ -383,7 +393,7 @@ impl Link {
         self.back_off.reset();
         self.named.clear();
         self.candidates.clear();
-        // The one that works is the first to be tried when the connection breaks, but after a pause of its own.
+        // The one that works is the first to be tried when the connection breaks.
         self.next = self.next.checked_sub(1).unwrap_or(self.addresses.len() - 1);
     }
 
@@ -408,22 +418,19 @@ impl Link {
         }
         let (sender, receiver) = bounded(1);
         let waker = Arc::clone(&self.waker);
-        let thread = std::thread::Builder::new().name("lookup".to_owned()).spawn(move || {
-            let found = address.to_socket_addrs().map(Iterator::collect);
-            // Both fail only if the worker has ended meanwhile.
-            drop(sender.send(found));
-            drop(waker.wake());
-        });
+        let thread = std::thread::Builder::new()
+            .name("lookup".to_owned())
+            .spawn(move || {
+                let found = address.to_socket_addrs().map(Iterator::collect);
+                // Both fail only if the worker has ended meanwhile.
+                drop(sender.send(found));
+                drop(waker.wake());
+            });
         match thread {
             Ok(_) => self.lookup = Some(receiver),
             Err(error) => self.lost(now, &LineError::Io(error)),
         }
     }
-}
-
-/// Rounds up, so that a loop does not wake just before a deadline and spin.
-pub(crate) fn pause(now: Time, until: Option<Time>) -> Option<Duration> {
-    until.map(|at| Duration::from(at - now))
 }
 
 #[cfg(test)]
@@ -435,7 +442,10 @@ mod tests {
         let mut back_off = BackOff::new();
         for full in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
             let pause = back_off.next();
-            assert!(pause >= Span::from_ms(full / 2) && pause <= Span::from_ms(full), "{pause}");
+            assert!(
+                pause >= Span::from_ms(full / 2) && pause <= Span::from_ms(full),
+                "{pause}"
+            );
         }
         back_off.reset();
         assert!(back_off.next() <= PAUSE_MIN);

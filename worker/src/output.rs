@@ -141,20 +141,25 @@ impl Spool {
         let mut offset = offset;
         for part in bytes.chunks(CHUNK_BYTES_MAX) {
             let output = self.outputs.entry(fence).or_default();
-            let in_memory = insist || Self::fits_memory(&self.limits, output, self.memory_bytes, part.len());
+            let in_memory =
+                insist || Self::fits_memory(&self.limits, output, self.memory_bytes, part.len());
             let data = if in_memory {
                 output.memory_bytes += part.len();
                 self.memory_bytes += part.len();
                 output.track(stream).gather(offset, at_ms, part)
             } else {
-                let data = self.to_file(fence, part);
+                let data = self.spill(fence, part);
                 let output = self.outputs.entry(fence).or_default();
                 output.dropped_bytes += if data.is_none() { part.len() as u64 } else { 0 };
                 data
             };
             if let Some(data) = data {
                 let output = self.outputs.entry(fence).or_default();
-                output.track(stream).pieces.push_back(Piece { offset, at_ms, data });
+                output.track(stream).pieces.push_back(Piece {
+                    offset,
+                    at_ms,
+                    data,
+                });
             }
             offset += part.len() as u64;
         }
@@ -178,7 +183,12 @@ impl Spool {
     pub(crate) fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
         let output = self.outputs.entry(fence).or_default();
         let dropped_bytes = output.dropped_bytes;
-        output.end = Some(OutputEnd { fence, stdout_bytes, stderr_bytes, dropped_bytes });
+        output.end = Some(OutputEnd {
+            fence,
+            stdout_bytes,
+            stderr_bytes,
+            dropped_bytes,
+        });
         self.queue(fence);
         self.ended.push_back(fence);
         if self.ended.len() > OUTPUTS_MAX {
@@ -195,7 +205,9 @@ impl Spool {
 
     /// Nobody wants it any more.
     pub(crate) fn forget(&mut self, fence: Fence) {
-        let Some(output) = self.outputs.remove(&fence) else { return };
+        let Some(output) = self.outputs.remove(&fence) else {
+            return;
+        };
         self.memory_bytes -= output.memory_bytes;
         self.file_bytes -= output.file_end;
         self.files -= usize::from(output.file.is_some());
@@ -223,7 +235,9 @@ impl Spool {
     /// The next frame to send, each attempt in its turn.
     pub(crate) fn next_frame(&mut self) -> Option<Frame> {
         while let Some(fence) = self.ready.pop_front() {
-            let Some(output) = self.outputs.get_mut(&fence) else { continue };
+            let Some(output) = self.outputs.get_mut(&fence) else {
+                continue;
+            };
             output.queued = false;
             let frame = output.next_frame(fence);
             if output.has_more() {
@@ -244,15 +258,18 @@ impl Spool {
 
     /// The server has it on disk up to there.
     pub(crate) fn acked(&mut self, ack: &OutputAck) {
-        let Some(output) = self.outputs.get_mut(&ack.fence) else { return };
+        let Some(output) = self.outputs.get_mut(&ack.fence) else {
+            return;
+        };
         if ack.ended && output.end.is_some() {
             return self.forget(ack.fence);
         }
         let mut memory_bytes = 0;
         let mut live_bytes = 0;
-        for (track, through) in
-            [(&mut output.stdout, ack.stdout_through), (&mut output.stderr, ack.stderr_through)]
-        {
+        for (track, through) in [
+            (&mut output.stdout, ack.stdout_through),
+            (&mut output.stderr, ack.stderr_through),
+        ] {
             let (memory, file) = track.trim(through);
             memory_bytes += memory;
             live_bytes += file;
@@ -278,7 +295,8 @@ impl Spool {
 
     fn fits_memory(limits: &SpoolLimits, output: &Output, used: usize, bytes: usize) -> bool {
         // What came later than a piece on file may lie in memory again: pieces are ordered by offset, not by place.
-        output.memory_bytes + bytes <= limits.attempt_memory_bytes && used + bytes <= limits.memory_bytes
+        output.memory_bytes + bytes <= limits.attempt_memory_bytes
+            && used + bytes <= limits.memory_bytes
     }
 
     fn fits_file(&self, output: &Output, bytes: u64) -> bool {
@@ -287,13 +305,17 @@ impl Spool {
             && (output.file.is_some() || self.files < FILES_MAX)
     }
 
-    fn to_file(&mut self, fence: Fence, part: &[u8]) -> Option<Data> {
+    fn spill(&mut self, fence: Fence, part: &[u8]) -> Option<Data> {
         let output = self.outputs.get(&fence)?;
         let bytes = part.len() as u64;
         if !self.fits_file(output, bytes) {
             return None;
         }
-        let new = if output.file.is_none() { unlinked(&self.limits.directory).map(Some) } else { Ok(None) };
+        let new = if output.file.is_none() {
+            unlinked(&self.limits.directory).map(Some)
+        } else {
+            Ok(None)
+        };
         let output = self.outputs.get_mut(&fence)?;
         let at = output.file_end;
         let written = new.and_then(|new| {
@@ -311,7 +333,10 @@ impl Spool {
         output.file_end += bytes;
         output.file_live_bytes += bytes;
         self.file_bytes += bytes;
-        Some(Data::File { at, bytes: part.len() })
+        Some(Data::File {
+            at,
+            bytes: part.len(),
+        })
     }
 }
 
@@ -349,7 +374,13 @@ impl Output {
         let piece = &mut track.pieces[track.sent];
         track.sent += 1;
         let chunk = piece.data.read(file.as_ref()).map(|data| {
-            Frame::Chunk(Chunk { fence, stream, offset: piece.offset, at_ms: piece.at_ms, data })
+            Frame::Chunk(Chunk {
+                fence,
+                stream,
+                offset: piece.offset,
+                at_ms: piece.at_ms,
+                data,
+            })
         });
         self.file = file;
         chunk.map(Some)
@@ -364,7 +395,11 @@ impl Track {
     /// Adds to the last piece if that is still open and not too old, else gives back what a new piece is to hold.
     fn gather(&mut self, offset: u64, at_ms: u64, part: &[u8]) -> Option<Data> {
         if self.sent < self.pieces.len()
-            && let Some(Piece { offset: start, at_ms: since, data: Data::Open(open) }) = self.pieces.back_mut()
+            && let Some(Piece {
+                offset: start,
+                at_ms: since,
+                data: Data::Open(open),
+            }) = self.pieces.back_mut()
             && *start + open.len() as u64 == offset
             && open.len() + part.len() <= CHUNK_BYTES_MAX
             && at_ms.saturating_sub(*since) <= GATHER_MS
@@ -441,7 +476,8 @@ impl Data {
             Self::Memory(bytes) => Ok(bytes.clone()),
             Self::File { at, bytes } => {
                 let mut data = BytesMut::zeroed(*bytes);
-                file.ok_or(io::ErrorKind::NotFound)?.read_exact_at(&mut data, *at)?;
+                file.ok_or(io::ErrorKind::NotFound)?
+                    .read_exact_at(&mut data, *at)?;
                 Ok(data.freeze())
             }
         }
@@ -450,14 +486,27 @@ impl Data {
 
 /// A file that only we know, gone with us.
 fn unlinked(directory: &std::path::Path) -> io::Result<File> {
-    let name = format!(".hostler-output-{:016x}", getrandom::u64().map_err(io::Error::other)?);
+    let name = format!(
+        ".hostler-output-{:016x}",
+        getrandom::u64().map_err(io::Error::other)?
+    );
     let path = directory.join(name);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a spool gives two kinds of frames"
+)]
+#[expect(clippy::cast_possible_truncation, reason = "below 251")]
 mod tests {
     use hostler_wire::{Attempt, Epoch, JobId};
     use proptest::prelude::*;
@@ -465,7 +514,11 @@ mod tests {
     use super::*;
 
     fn fence(job: u64) -> Fence {
-        Fence { job: JobId::new(job).unwrap(), epoch: Epoch::new(1), attempt: Attempt::FIRST }
+        Fence {
+            job: JobId::new(job).unwrap(),
+            epoch: Epoch::new(1),
+            attempt: Attempt::FIRST,
+        }
     }
 
     fn spool(memory: usize, file: u64) -> Spool {
@@ -479,7 +532,12 @@ mod tests {
     }
 
     fn ack(job: u64, stdout: u64, ended: bool) -> OutputAck {
-        OutputAck { fence: fence(job), stdout_through: stdout, stderr_through: 0, ended }
+        OutputAck {
+            fence: fence(job),
+            stdout_through: stdout,
+            stderr_through: 0,
+            ended,
+        }
     }
 
     /// Sends everything there is; returns standard output as a server would have put it together, gaps as `_`.
@@ -495,7 +553,7 @@ mod tests {
                     text[start..start + chunk.data.len()].copy_from_slice(&chunk.data);
                 }
                 Frame::OutputEnd(output_end) => end = Some(output_end),
-                other => panic!("{other:?}"),
+                frame => unreachable!("{frame:?}"),
             }
         }
         (String::from_utf8(text).unwrap(), end)
@@ -508,7 +566,12 @@ mod tests {
         assert_eq!(sent(&mut spool), ("hello ".to_owned(), None));
         spool.push(fence(1), Stream::Stdout, 6, 0, b"world", false);
         spool.close(fence(1), 11, 0);
-        let end = OutputEnd { fence: fence(1), stdout_bytes: 11, stderr_bytes: 0, dropped_bytes: 0 };
+        let end = OutputEnd {
+            fence: fence(1),
+            stdout_bytes: 11,
+            stderr_bytes: 0,
+            dropped_bytes: 0,
+        };
         assert_eq!(sent(&mut spool), ("______world".to_owned(), Some(end)));
         spool.acked(&ack(1, 3, false));
         spool.rewind();
@@ -531,13 +594,23 @@ mod tests {
         assert_eq!(end.unwrap().dropped_bytes, 4);
         spool.acked(&ack(1, 8, false));
         assert!(spool.made_room() && spool.has_room(fence(1), 4));
-        assert_eq!((spool.memory_bytes, spool.file_bytes, spool.files), (0, 0, 0));
+        assert_eq!(
+            (spool.memory_bytes, spool.file_bytes, spool.files),
+            (0, 0, 0)
+        );
     }
 
     #[test]
     fn attempts_take_turns() {
         let mut spool = spool(1 << 20, 0);
-        spool.push(fence(1), Stream::Stdout, 0, 0, &[b'x'; 3 * CHUNK_BYTES_MAX], false);
+        spool.push(
+            fence(1),
+            Stream::Stdout,
+            0,
+            0,
+            &[b'x'; 3 * CHUNK_BYTES_MAX],
+            false,
+        );
         spool.push(fence(2), Stream::Stdout, 0, 0, b"short", false);
         let turns: Vec<u64> = std::iter::from_fn(|| spool.next_frame())
             .map(|frame| match frame {
@@ -552,7 +625,14 @@ mod tests {
     fn small_pieces_share_a_frame() {
         let mut spool = spool(1_000, 0);
         for (offset, byte) in (0..100).zip(b'0'..) {
-            spool.push(fence(1), Stream::Stdout, offset, 5, &[byte.min(b'z')], false);
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                offset,
+                5,
+                &[byte.min(b'z')],
+                false,
+            );
         }
         assert!(spool.next_frame().is_some());
         assert!(spool.next_frame().is_none());
@@ -565,7 +645,7 @@ mod tests {
         ) {
             let mut spool = spool(3_000, 1 << 20);
             let (mut written, mut stored) = (Vec::new(), Vec::<u8>::new());
-            let mut receive = |spool: &mut Spool, most: usize, stored: &mut Vec<u8>| {
+            let receive = |spool: &mut Spool, most: usize, stored: &mut Vec<u8>| {
                 for _ in 0..most {
                     let Some(Frame::Chunk(chunk)) = spool.next_frame() else { return };
                     let start = usize::try_from(chunk.offset).unwrap();
@@ -576,7 +656,7 @@ mod tests {
             };
             let mut acked = 0;
             for (n, (bytes, kind, at)) in steps.into_iter().enumerate() {
-                let part: Vec<u8> = (0..bytes).map(|i| (i + n) as u8).collect();
+                let part: Vec<u8> = (0..bytes).map(|i| ((i + n) % 251) as u8).collect();
                 spool.push(fence(1), Stream::Stdout, written.len() as u64, n as u64, &part, false);
                 written.extend_from_slice(&part);
                 match kind {

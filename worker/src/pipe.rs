@@ -29,6 +29,8 @@ pub(crate) struct OutputPipe {
     back_off: BackOff,
     retry_at: Time,
     said: Vec<Said>,
+    /// The socket took everything, and the spool has more.
+    more: bool,
 }
 
 impl OutputPipe {
@@ -39,12 +41,14 @@ impl OutputPipe {
             back_off: BackOff::new(),
             retry_at: Time::default(),
             said: Vec::new(),
+            more: false,
         }
     }
 
     /// A control session has begun, or (with `None`) ended.
     pub(crate) fn follow(&mut self, target: Option<(SocketAddr, SessionId)>) {
         self.line = None;
+        self.more = false;
         self.target = target;
         self.back_off.reset();
         self.retry_at = Time::default();
@@ -76,14 +80,20 @@ impl OutputPipe {
     }
 
     /// Takes acknowledgements, gives output. One read and a bounded write.
-    pub(crate) fn turn(&mut self, now: Time, buffer: &mut [u8], login: impl FnOnce() -> Login, spool: &mut Spool) {
+    pub(crate) fn turn(
+        &mut self,
+        now: Time,
+        buffer: &mut [u8],
+        login: impl FnOnce() -> Login,
+        spool: &mut Spool,
+    ) {
         if let Err(why) = self.exchange(now, buffer, login, spool) {
             self.lost(now, &why);
         }
     }
 
     pub(crate) fn wants_turn(&self) -> bool {
-        self.line.as_ref().is_some_and(Line::wants_turn)
+        self.more || self.line.as_ref().is_some_and(Line::wants_turn)
     }
 
     /// When [`dial`](Self::dial) or [`turn`](Self::turn) have something to do if nothing happens first.
@@ -101,8 +111,14 @@ impl OutputPipe {
         login: impl FnOnce() -> Login,
         spool: &mut Spool,
     ) -> Result<(), LineError> {
-        let (Some(line), Some((_, session))) = (&mut self.line, self.target) else { return Ok(()) };
-        let login = || Login { session: Some(session), ..login() };
+        let (Some(line), Some((_, session))) = (&mut self.line, self.target) else {
+            return Ok(());
+        };
+        self.more = false;
+        let login = || Login {
+            session: Some(session),
+            ..login()
+        };
         line.turn(now, buffer, login, &mut self.said)?;
         for said in self.said.drain(..) {
             match said {
@@ -122,12 +138,16 @@ impl OutputPipe {
                 line.send(&frame);
             }
         }
-        line.flush()
+        let full = line.out.len() >= AHEAD_BYTES;
+        line.flush()?;
+        self.more = full && line.out.len() < AHEAD_BYTES;
+        Ok(())
     }
 
     fn lost(&mut self, now: Time, why: &LineError) {
         tracing::info!(%why, "no output connection");
         self.line = None;
+        self.more = false;
         self.said.clear();
         self.retry_at = now + self.back_off.next();
     }

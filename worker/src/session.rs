@@ -19,10 +19,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use hostler_wire::frame::{
-    Ack, Assign, Assignment, Beat, Cancel, Frame, Held, OnPartition, Probe, Recall, Report, Reports,
-    Resumed, Returned, Started, Stop, Task, Work,
+    Ack, Assign, Assignment, Beat, Cancel, Frame, Held, OnPartition, Probe, Recall, Report,
+    Reports, Resumed, Returned, Started, Stop, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, HELD_MAX};
+use hostler_wire::limits::{BATCH_ITEMS_MAX, EPOCHS_MAX, HELD_MAX};
 use hostler_wire::{Detail, Epoch, Fence, Outcome};
 
 use crate::clock::{Span, Time};
@@ -363,8 +363,14 @@ impl Session {
 
     /// What a login has to say of the work in hand.
     pub fn resume(&self) -> Resume {
-        let mut held: Vec<Held> =
-            self.reports.iter().map(|r| Held { fence: r.fence, started: r.started }).collect();
+        let mut held: Vec<Held> = self
+            .reports
+            .iter()
+            .map(|r| Held {
+                fence: r.fence,
+                started: r.started,
+            })
+            .collect();
         let mut started: Vec<Fence> = self
             .attempts
             .iter()
@@ -376,13 +382,33 @@ impl Session {
             .map(|(&fence, _)| fence)
             .collect();
         started.sort_unstable();
-        held.extend(started.into_iter().map(|fence| Held { fence, started: true }));
-        let waiting = self.waiting.iter().map(|a| a.fence).filter(|&fence| self.waits(fence));
-        held.extend(waiting.map(|fence| Held { fence, started: false }));
+        held.extend(started.into_iter().map(|fence| Held {
+            fence,
+            started: true,
+        }));
+        let waiting = self
+            .waiting
+            .iter()
+            .map(|a| a.fence)
+            .filter(|&fence| self.waits(fence));
+        held.extend(waiting.map(|fence| Held {
+            fence,
+            started: false,
+        }));
         let used: BTreeSet<Epoch> = held.iter().map(|h| h.fence.epoch).collect();
+        // Attempts of still older epochs are void to the server, which never hears what it could not prove.
         let known = |epoch: &Epoch| self.epochs.get(epoch).map(|nonce| (*epoch, *nonce));
-        let epochs = used.iter().filter_map(known).collect();
-        Resume { held, last_report: self.last_report(), epochs }
+        let epochs = used
+            .iter()
+            .rev()
+            .take(EPOCHS_MAX)
+            .filter_map(known)
+            .collect();
+        Resume {
+            held,
+            last_report: self.last_report(),
+            epochs,
+        }
     }
 
     /// Whether the attempt is held, and if so whether it has started. One that has ended is not held any more here.
@@ -401,21 +427,49 @@ impl Session {
 
     /// Every invariant, slowly. The simulator calls it after each event.
     pub fn check(&self) {
-        let count = |wanted: fn(&Phase) -> bool| self.attempts.values().filter(|p| wanted(p)).count();
+        let count =
+            |wanted: fn(&Phase) -> bool| self.attempts.values().filter(|p| wanted(p)).count();
         let waiting = count(|p| matches!(p, Phase::Waiting));
         let starting = count(|p| matches!(p, Phase::Starting));
         let running = count(|p| matches!(p, Phase::Running(_)));
         let ended = count(|p| matches!(p, Phase::Ended));
         assert_eq!(self.waiting_count, waiting, "waiting attempts are counted");
-        assert!(self.waiting.len() >= waiting, "each waiting attempt has its place");
-        assert_eq!(self.starting.len(), starting, "starting attempts keep their work");
-        assert!(self.untold <= starting, "only starting attempts are to be told");
-        assert_eq!(self.used as usize, starting + running, "slots are held from start to reaped end");
+        assert!(
+            self.waiting.len() >= waiting,
+            "each waiting attempt has its place"
+        );
+        assert_eq!(
+            self.starting.len(),
+            starting,
+            "starting attempts keep their work"
+        );
+        assert!(
+            self.untold <= starting,
+            "only starting attempts are to be told"
+        );
+        assert_eq!(
+            self.used as usize,
+            starting + running,
+            "slots are held from start to reaped end"
+        );
         assert!(self.used <= self.config.slots, "never more than its slots");
-        assert_eq!(self.reports.len(), ended, "an ended attempt has a report, and a report its attempt");
-        assert!(self.sent <= self.last_report() && self.sent >= self.acked, "sent lies in between");
-        assert!(self.link == Link::Up || self.sent == self.acked, "no report before Resumed");
-        assert!(self.attempts.len() <= HELD_MAX, "no more is held than can be resumed");
+        assert_eq!(
+            self.reports.len(),
+            ended,
+            "an ended attempt has a report, and a report its attempt"
+        );
+        assert!(
+            self.sent <= self.last_report() && self.sent >= self.acked,
+            "sent lies in between"
+        );
+        assert!(
+            self.link == Link::Up || self.sent == self.acked,
+            "no report before Resumed"
+        );
+        assert!(
+            self.attempts.len() <= HELD_MAX,
+            "no more is held than can be resumed"
+        );
         let mut due = BTreeSet::new();
         let mut stoppable = 0;
         let mut voided = 0;
@@ -428,11 +482,20 @@ impl Session {
             }
         }
         assert_eq!(self.due, due, "each deadline is entered once");
-        assert_eq!(self.stoppable, stoppable, "attempts bound to the lease are counted");
+        assert_eq!(
+            self.stoppable, stoppable,
+            "attempts bound to the lease are counted"
+        );
         assert_eq!(self.voided, voided, "void attempts are counted");
-        assert_eq!(self.report_bytes, self.reports.iter().map(report_bytes).sum::<usize>());
+        assert_eq!(
+            self.report_bytes,
+            self.reports.iter().map(report_bytes).sum::<usize>()
+        );
         for report in &self.reports {
-            assert!(matches!(self.attempts.get(&report.fence), Some(Phase::Ended)));
+            assert!(matches!(
+                self.attempts.get(&report.fence),
+                Some(Phase::Ended)
+            ));
         }
     }
 
@@ -480,13 +543,18 @@ impl Session {
             | Frame::ProbeReply(_)
             | Frame::Chunk(_)
             | Frame::OutputEnd(_)
-            | Frame::OutputAck(_) => self.reconnect("the server sent a frame that is not its to send", out),
+            | Frame::OutputAck(_) => {
+                self.reconnect("the server sent a frame that is not its to send", out)
+            }
         }
     }
 
     fn on_resumed(&mut self, now: Time, resumed: Resumed, out: &mut Effects) {
         if self.link != Link::Resuming {
-            return self.reconnect("the server resumed a session that was not waiting for it", out);
+            return self.reconnect(
+                "the server resumed a session that was not waiting for it",
+                out,
+            );
         }
         self.on_ack(resumed.acked, out);
         if self.link == Link::Down {
@@ -509,7 +577,10 @@ impl Session {
         for assignment in assign.jobs {
             let fence = assignment.fence;
             match self.attempts.get(&fence) {
-                Some(Phase::Running(Run { ending: Some(Why::Void), .. })) => self.returned.push(fence),
+                Some(Phase::Running(Run {
+                    ending: Some(Why::Void),
+                    ..
+                })) => self.returned.push(fence),
                 Some(_) => {}
                 None if self.mode != Mode::Working || self.attempts.len() >= HELD_MAX => {
                     self.returned.push(fence);
@@ -577,7 +648,10 @@ impl Session {
             return self.reconnect("the server acknowledged a report that was never made", out);
         }
         while self.acked < through {
-            let report = self.reports.pop_front().expect("acked + reports = last report");
+            let report = self
+                .reports
+                .pop_front()
+                .expect("acked + reports = last report");
             self.report_bytes -= report_bytes(&report);
             self.attempts.remove(&report.fence);
             self.acked += 1;
@@ -598,13 +672,28 @@ impl Session {
         let (outcome, started, detail) = match ending {
             Ending::NoRoom { message } => {
                 self.pause_until = Some(now + NO_ROOM_PAUSE);
-                (Outcome::Returned, false, Some(Box::new(Detail { message, ..Detail::default() })))
+                (
+                    Outcome::Returned,
+                    false,
+                    Some(Box::new(Detail {
+                        message,
+                        ..Detail::default()
+                    })),
+                )
             }
-            Ending::Done { outcome, detail, told: false } => {
+            Ending::Done {
+                outcome,
+                detail,
+                told: false,
+            } => {
                 run.cancelled = false;
                 (outcome, true, detail)
             }
-            Ending::Done { outcome, detail, told: true } => match run.ending {
+            Ending::Done {
+                outcome,
+                detail,
+                told: true,
+            } => match run.ending {
                 Some(Why::TimedOut) => (Outcome::TimedOut, true, detail),
                 Some(Why::Drained | Why::CutOff) => (Outcome::Returned, true, detail),
                 Some(Why::Cancelled | Why::Void) | None => (outcome, true, detail),
@@ -612,7 +701,14 @@ impl Session {
         };
         let run_us = (now - run.since).us();
         let cancelled = run.cancelled;
-        self.report(Report { fence, outcome, cancelled, started, run_us, detail });
+        self.report(Report {
+            fence,
+            outcome,
+            cancelled,
+            started,
+            run_us,
+            detail,
+        });
     }
 
     fn on_drain(&mut self, now: Time, out: &mut Effects) {
@@ -620,7 +716,9 @@ impl Session {
             Mode::Working => self.drain(now, Exit::Drained),
             Mode::Draining { .. } | Mode::Ending { .. } => {
                 self.end_all(now, true, out);
-                self.mode = Mode::Ending { give_up_at: now + LAST_WORDS };
+                self.mode = Mode::Ending {
+                    give_up_at: now + LAST_WORDS,
+                };
             }
             Mode::Leaving { why, .. } => self.mode = Mode::Leaving { exit_at: now, why },
             Mode::Gone => {}
@@ -641,7 +739,10 @@ impl Session {
         if self.link != Link::Down && self.beat_due <= now {
             self.beat_due = now + self.beat;
             let held = u32::try_from(self.held()).expect("at most HELD_MAX");
-            out.push(Effect::Send(Frame::Beat(Beat { assign_seq: self.assign_seq, held })));
+            out.push(Effect::Send(Frame::Beat(Beat {
+                assign_seq: self.assign_seq,
+                held,
+            })));
         }
         if self.stoppable > 0 && self.lease_end() <= now {
             self.end_cut_off(now, out);
@@ -669,7 +770,9 @@ impl Session {
             return;
         }
         while self.used < self.config.slots && self.report_bytes < REPORT_BYTES_MAX {
-            let Some(Assignment { fence, body }) = self.waiting.pop_front() else { return };
+            let Some(Assignment { fence, body }) = self.waiting.pop_front() else {
+                return;
+            };
             if !self.waits(fence) {
                 continue;
             }
@@ -716,7 +819,9 @@ impl Session {
 
     /// Tells a running attempt to end; `force` means KILL. The first reason stands, except that void wins.
     fn end(&mut self, now: Time, fence: Fence, why: Why, force: bool, out: &mut Effects) {
-        let Some(Phase::Running(run)) = self.attempts.get_mut(&fence) else { return };
+        let Some(Phase::Running(run)) = self.attempts.get_mut(&fence) else {
+            return;
+        };
         let first = run.ending.is_none();
         self.stoppable -= usize::from(first && run.stop_when_cut_off);
         if first || why == Why::Void {
@@ -750,7 +855,10 @@ impl Session {
 
     /// Starts nothing more, gives back what has not started, and leaves when the rest has ended (semantics 18).
     fn drain(&mut self, now: Time, why: Exit) {
-        self.mode = Mode::Draining { end_at: now + self.config.drain_timeout, why };
+        self.mode = Mode::Draining {
+            end_at: now + self.config.drain_timeout,
+            why,
+        };
         self.tell_draining = true;
         for (fence, _) in std::mem::take(&mut self.starting) {
             self.used -= 1;
@@ -766,7 +874,9 @@ impl Session {
     fn end_late(&mut self, now: Time, out: &mut Effects) {
         self.end_all(now, false, out);
         let last = self.due.last().map_or(now, |&(at, _)| at);
-        self.mode = Mode::Ending { give_up_at: last.max(now) + LAST_WORDS };
+        self.mode = Mode::Ending {
+            give_up_at: last.max(now) + LAST_WORDS,
+        };
     }
 
     /// Some attempts did not end even so: handlers cannot be killed. The process is about to end, and they with it.
@@ -785,7 +895,10 @@ impl Session {
                 cancelled: run.cancelled,
                 started: true,
                 run_us: (now - run.since).us(),
-                detail: Some(Box::new(Detail { message, ..Detail::default() })),
+                detail: Some(Box::new(Detail {
+                    message,
+                    ..Detail::default()
+                })),
             });
             if !run.killed {
                 out.push(Effect::End { fence, force: true });
@@ -802,11 +915,20 @@ impl Session {
         {
             let why = match self.mode {
                 Mode::Draining { why, .. } => why,
-                Mode::Working | Mode::Ending { .. } | Mode::Leaving { .. } | Mode::Gone => Exit::Drained,
+                Mode::Working | Mode::Ending { .. } | Mode::Leaving { .. } | Mode::Gone => {
+                    Exit::Drained
+                }
             };
             // Without a link the last reports may wait as long as what ran might have.
-            let patience = if self.link == Link::Up { LAST_WORDS } else { self.config.drain_timeout };
-            self.mode = Mode::Leaving { exit_at: now + patience.max(LAST_WORDS), why };
+            let patience = if self.link == Link::Up {
+                LAST_WORDS
+            } else {
+                self.config.drain_timeout
+            };
+            self.mode = Mode::Leaving {
+                exit_at: now + patience.max(LAST_WORDS),
+                why,
+            };
         }
         if let Mode::Leaving { exit_at, why } = self.mode {
             let told = self.link != Link::Up || !self.tell_draining;
@@ -822,9 +944,16 @@ impl Session {
 
     fn flush_started(&mut self, out: &mut Effects) {
         let told = self.starting.len() - self.untold;
-        let fences: Vec<Fence> = self.starting.iter().skip(told).map(|&(fence, _)| fence).collect();
+        let fences: Vec<Fence> = self
+            .starting
+            .iter()
+            .skip(told)
+            .map(|&(fence, _)| fence)
+            .collect();
         for batch in fences.chunks(BATCH_ITEMS_MAX) {
-            out.push(Effect::Send(Frame::Started(Started { fences: batch.to_vec() })));
+            out.push(Effect::Send(Frame::Started(Started {
+                fences: batch.to_vec(),
+            })));
         }
         self.untold = 0;
     }
@@ -836,7 +965,10 @@ impl Session {
             out.push(Effect::Send(Frame::Returned(Returned { fences, draining })));
         }
         if self.tell_draining && self.returned.is_empty() {
-            out.push(Effect::Send(Frame::Returned(Returned { fences: Vec::new(), draining })));
+            out.push(Effect::Send(Frame::Returned(Returned {
+                fences: Vec::new(),
+                draining,
+            })));
         }
         self.tell_draining = false;
         self.returned.clear();
@@ -868,9 +1000,21 @@ impl Session {
     }
 
     fn report_unstarted(&mut self, fence: Fence, cancelled: bool, message: Option<&str>) {
-        let detail = message.map(|m| Box::new(Detail { message: m.to_owned(), ..Detail::default() }));
+        let detail = message.map(|m| {
+            Box::new(Detail {
+                message: m.to_owned(),
+                ..Detail::default()
+            })
+        });
         let outcome = Outcome::Returned;
-        self.report(Report { fence, outcome, cancelled, started: false, run_us: 0, detail });
+        self.report(Report {
+            fence,
+            outcome,
+            cancelled,
+            started: false,
+            run_us: 0,
+            detail,
+        });
     }
 
     /// The body is no `Work`: stored by a server of another make, or damaged. Trying here again is pointless.
@@ -878,11 +1022,16 @@ impl Session {
         let message = "the job's body cannot be read by this worker".to_owned();
         self.report(Report {
             fence,
-            outcome: Outcome::SpawnFailed { errno: libc::EINVAL },
+            outcome: Outcome::SpawnFailed {
+                errno: libc::EINVAL,
+            },
             cancelled: false,
             started: false,
             run_us: 0,
-            detail: Some(Box::new(Detail { message, ..Detail::default() })),
+            detail: Some(Box::new(Detail {
+                message,
+                ..Detail::default()
+            })),
         });
     }
 
@@ -906,7 +1055,11 @@ impl Session {
     }
 
     fn drop_starting(&mut self, fence: Fence) {
-        let at = self.starting.iter().position(|&(f, _)| f == fence).expect("starting ones keep their work");
+        let at = self
+            .starting
+            .iter()
+            .position(|&(f, _)| f == fence)
+            .expect("starting ones keep their work");
         if at >= self.starting.len() - self.untold {
             self.untold -= 1;
         }
@@ -927,7 +1080,8 @@ impl Session {
     fn compact(&mut self) {
         if self.waiting.len() > 2 * self.waiting_count {
             let attempts = &self.attempts;
-            self.waiting.retain(|a| matches!(attempts.get(&a.fence), Some(Phase::Waiting)));
+            self.waiting
+                .retain(|a| matches!(attempts.get(&a.fence), Some(Phase::Waiting)));
         }
     }
 
@@ -980,7 +1134,9 @@ impl Session {
 
 /// About what a report weighs, in memory and on the wire.
 fn report_bytes(report: &Report) -> usize {
-    let words = |detail: &Detail| 64 + detail.message.len() + detail.result.len() + detail.stderr_tail.len();
+    let words = |detail: &Detail| {
+        64 + detail.message.len() + detail.result.len() + detail.stderr_tail.len()
+    };
     32 + report.detail.as_deref().map_or(0, words)
 }
 

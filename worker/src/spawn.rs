@@ -12,7 +12,6 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
@@ -23,9 +22,12 @@ use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::child::signal_group;
+
 /// What a job sees of the worker's own environment.
-const PASSED_ON: [&str; 10] =
-    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"];
+const PASSED_ON: [&str; 10] = [
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+];
 /// Where programs are looked for if nobody says.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -58,7 +60,10 @@ pub(crate) enum SpawnError {
 impl Spawner {
     pub(crate) fn new(worker: String) -> Self {
         let pass = |name| Some((name, std::env::var_os(name)?));
-        Self { environment: PASSED_ON.into_iter().filter_map(pass).collect(), worker }
+        Self {
+            environment: PASSED_ON.into_iter().filter_map(pass).collect(),
+            worker,
+        }
     }
 
     /// Starts it; with `output`, what it prints comes back through two pipes, else it goes to `/dev/null`.
@@ -75,13 +80,25 @@ impl Spawner {
             return Err(SpawnError::failed(libc::EINVAL, "the command is empty"));
         };
         let program = self.find(name, command, cwd)?;
-        let piped = || if output { Stdio::piped() } else { Stdio::null() };
-        let stdin = if command.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        let piped = || {
+            if output {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            }
+        };
+        let stdin = if command.stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        };
 
         let mut child = std::process::Command::new(&program);
         child.arg0(name).args(arguments).process_group(0);
         child.stdin(stdin).stdout(piped()).stderr(piped());
-        child.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        child
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         child.envs(command.env.iter().map(|(name, value)| (name, value)));
         child.env("HOSTLER_JOB_ID", fence.job.to_string());
         child.env("HOSTLER_ATTEMPT", fence.attempt.to_string());
@@ -94,10 +111,12 @@ impl Spawner {
         // A descriptor put aside for the pidfd: having none left is to be noticed before there is a process.
         let spare = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| SpawnError::from_io(&error.into(), &program))?;
-        let mut child = child.spawn().map_err(|error| SpawnError::from_io(&error, &program))?;
+        let mut child = child
+            .spawn()
+            .map_err(|error| SpawnError::from_io(&error, &program))?;
         drop(spare);
         let pid = Pid::from_child(&child);
-        let parts = || -> io::Result<Spawned> {
+        let mut parts = || -> io::Result<Spawned> {
             let spawned = Spawned {
                 pid,
                 pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
@@ -112,28 +131,47 @@ impl Spawner {
             }
             Ok(spawned)
         };
-        let mut parts = parts;
         parts().map_err(|error| {
             // It runs, but we could not look after it: it must not.
-            drop(rustix::process::kill_process_group(pid, Signal::KILL));
+            signal_group(pid, Signal::KILL);
             drop(child.wait());
-            SpawnError::NoRoom { message: format!("cannot watch {}: {error}", program.display()) }
+            SpawnError::NoRoom {
+                message: format!("cannot watch {}: {error}", program.display()),
+            }
         })
     }
 
     /// The file to execute. A name with a slash is taken as it is; others are looked for in the job's `PATH`, or else
     /// in the worker's.
-    fn find(&self, name: &str, command: &Command, cwd: Option<&Path>) -> Result<PathBuf, SpawnError> {
+    fn find(
+        &self,
+        name: &str,
+        command: &Command,
+        cwd: Option<&Path>,
+    ) -> Result<PathBuf, SpawnError> {
         if name.contains('/') {
             return Ok(PathBuf::from(name));
         }
-        let of_job = command.env.iter().rev().find(|(n, _)| n == "PATH").map(|(_, v)| OsStr::new(v));
-        let of_worker = self.environment.iter().find(|(n, _)| *n == "PATH").map(|(_, v)| v.as_os_str());
+        let of_job = command
+            .env
+            .iter()
+            .rev()
+            .find(|(n, _)| n == "PATH")
+            .map(|(_, v)| OsStr::new(v));
+        let of_worker = self
+            .environment
+            .iter()
+            .find(|(n, _)| *n == "PATH")
+            .map(|(_, v)| v.as_os_str());
         let path = of_job.or(of_worker).unwrap_or(OsStr::new(DEFAULT_PATH));
         let mut forbidden = None;
         for directory in std::env::split_paths(path) {
             // An empty entry means the working directory, which is the job's.
-            let base = if directory.is_absolute() { PathBuf::new() } else { cwd.unwrap_or(Path::new(".")).into() };
+            let base = if directory.is_absolute() {
+                PathBuf::new()
+            } else {
+                cwd.unwrap_or(Path::new(".")).into()
+            };
             let file = base.join(directory).join(name);
             if !file.is_file() {
                 continue;
@@ -145,9 +183,10 @@ impl Spawner {
             forbidden.get_or_insert(file);
         }
         Err(match forbidden {
-            Some(file) => {
-                SpawnError::failed(libc::EACCES, format!("{} is not executable", file.display()))
-            }
+            Some(file) => SpawnError::failed(
+                libc::EACCES,
+                format!("{} is not executable", file.display()),
+            ),
             None => SpawnError::failed(
                 libc::ENOENT,
                 format!("program {name:?} not found in PATH ({})", path.display()),
@@ -158,7 +197,10 @@ impl Spawner {
 
 impl SpawnError {
     fn failed(errno: i32, message: impl Into<String>) -> Self {
-        Self::Failed { errno, message: message.into() }
+        Self::Failed {
+            errno,
+            message: message.into(),
+        }
     }
 
     fn from_io(error: &io::Error, program: &Path) -> Self {
@@ -174,7 +216,11 @@ impl SpawnError {
 /// What the system cannot say is refused by name, not cut short or passed on as something else.
 fn refuse_unsayable(command: &Command) -> Result<(), SpawnError> {
     let invalid = |message: String| Err(SpawnError::failed(libc::EINVAL, message));
-    if let Some(at) = command.argv.iter().position(|argument| argument.contains('\0')) {
+    if let Some(at) = command
+        .argv
+        .iter()
+        .position(|argument| argument.contains('\0'))
+    {
         return invalid(format!("argument {at} contains a NUL byte"));
     }
     if command.cwd.as_deref().is_some_and(|cwd| cwd.contains('\0')) {
@@ -182,7 +228,9 @@ fn refuse_unsayable(command: &Command) -> Result<(), SpawnError> {
     }
     for (name, value) in &command.env {
         if name.is_empty() || name.contains(['\0', '=']) {
-            return invalid(format!("environment name {name:?} is empty or contains = or NUL"));
+            return invalid(format!(
+                "environment name {name:?} is empty or contains = or NUL"
+            ));
         }
         if value.contains('\0') {
             return invalid(format!("environment variable {name} contains a NUL byte"));
@@ -195,12 +243,18 @@ fn refuse_unsayable(command: &Command) -> Result<(), SpawnError> {
 fn check_directory(cwd: &Path) -> Result<(), SpawnError> {
     let directory = std::fs::metadata(cwd).map_err(|error| {
         let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-        SpawnError::failed(errno, format!("working directory {}: {error}", cwd.display()))
+        SpawnError::failed(
+            errno,
+            format!("working directory {}: {error}", cwd.display()),
+        )
     })?;
     if directory.is_dir() {
         return Ok(());
     }
-    Err(SpawnError::failed(libc::ENOTDIR, format!("working directory {} is none", cwd.display())))
+    Err(SpawnError::failed(
+        libc::ENOTDIR,
+        format!("working directory {} is none", cwd.display()),
+    ))
 }
 
 #[cfg(test)]
@@ -219,7 +273,12 @@ mod tests {
 
     fn command(argv: &[&str]) -> Command {
         let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
-        Command { argv, env: Vec::new(), cwd: None, stdin: None }
+        Command {
+            argv,
+            env: Vec::new(),
+            cwd: None,
+            stdin: None,
+        }
     }
 
     /// Its whole standard output, once it has ended.
@@ -228,7 +287,9 @@ mod tests {
         let stdout = spawned.stdout.expect("output is wanted");
         rustix::io::ioctl_fionbio(&stdout, false).unwrap();
         let mut text = String::new();
-        std::fs::File::from(stdout).read_to_string(&mut text).unwrap();
+        std::fs::File::from(stdout)
+            .read_to_string(&mut text)
+            .unwrap();
         rustix::process::waitpid(Some(spawned.pid), rustix::process::WaitOptions::empty()).unwrap();
         Ok(text)
     }
@@ -245,7 +306,12 @@ mod tests {
         let mut env = command(&["env"]);
         env.env.push(("LINES".to_owned(), "one\ntwo".to_owned()));
         let text = output(&env).unwrap();
-        for line in ["HOSTLER_JOB_ID=1", "HOSTLER_ATTEMPT=1", "HOSTLER_FENCE=196609", "HOSTLER_WORKER=w-1"] {
+        for line in [
+            "HOSTLER_JOB_ID=1",
+            "HOSTLER_ATTEMPT=1",
+            "HOSTLER_FENCE=196609",
+            "HOSTLER_WORKER=w-1",
+        ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
         assert!(text.contains("LINES=one\ntwo"));
@@ -256,8 +322,16 @@ mod tests {
 
     #[test]
     fn a_job_inherits_three_descriptors_and_leads_a_group_of_its_own() {
-        let sees = output(&command(&["sh", "-c", "ls /proc/self/fd | wc -l; ps -o pgid= -p $$; echo $$"])).unwrap();
-        let numbers: Vec<u32> = sees.split_ascii_whitespace().map(|n| n.parse().unwrap()).collect();
+        let sees = output(&command(&[
+            "sh",
+            "-c",
+            "ls /proc/self/fd | wc -l; ps -o pgid= -p $$; echo $$",
+        ]))
+        .unwrap();
+        let numbers: Vec<u32> = sees
+            .split_ascii_whitespace()
+            .map(|n| n.parse().unwrap())
+            .collect();
         // The fourth is the directory `ls` itself reads.
         assert!(numbers[0] <= 4, "{sees}");
         assert_eq!(numbers[1], numbers[2], "{sees}");
@@ -267,24 +341,46 @@ mod tests {
     fn a_start_that_cannot_work_says_why_and_of_what() {
         let (errno, message) = failure(&command(&["no-such-program"]));
         assert_eq!(errno, libc::ENOENT);
-        assert!(message.starts_with("program \"no-such-program\" not found in PATH ("), "{message}");
+        assert!(
+            message.starts_with("program \"no-such-program\" not found in PATH ("),
+            "{message}"
+        );
         let (errno, message) = failure(&command(&["/no/such/program"]));
         assert_eq!(errno, libc::ENOENT);
         assert!(message.contains("/no/such/program"), "{message}");
         assert_eq!(failure(&command(&["/etc/passwd"])).0, libc::EACCES);
-        let (errno, message) = failure(&Command { cwd: Some("/no/dir".to_owned()), ..command(&["true"]) });
+        let (errno, message) = failure(&Command {
+            cwd: Some("/no/dir".to_owned()),
+            ..command(&["true"])
+        });
         assert_eq!(errno, libc::ENOENT);
-        assert!(message.starts_with("working directory /no/dir"), "{message}");
-        assert_eq!(failure(&command(&["true", &"x".repeat(200_000)])).0, libc::E2BIG);
+        assert!(
+            message.starts_with("working directory /no/dir"),
+            "{message}"
+        );
+        assert_eq!(
+            failure(&command(&["true", &"x".repeat(200_000)])).0,
+            libc::E2BIG
+        );
     }
 
     #[test]
     fn what_the_system_cannot_say_is_refused_by_name() {
         let nul = failure(&command(&["echo", "a\0b"]));
-        assert_eq!(nul, (libc::EINVAL, "argument 1 contains a NUL byte".to_owned()));
+        assert_eq!(
+            nul,
+            (libc::EINVAL, "argument 1 contains a NUL byte".to_owned())
+        );
         for name in ["", "A=B", "A\0"] {
             let env = vec![(name.to_owned(), "1".to_owned())];
-            assert_eq!(failure(&Command { env, ..command(&["true"]) }).0, libc::EINVAL);
+            assert_eq!(
+                failure(&Command {
+                    env,
+                    ..command(&["true"])
+                })
+                .0,
+                libc::EINVAL
+            );
         }
     }
 
@@ -293,7 +389,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("script");
         std::fs::write(&file, "echo hello\n").unwrap();
-        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
         let (errno, _) = failure(&command(&[file.to_str().unwrap()]));
         assert_eq!(errno, libc::ENOEXEC);
     }

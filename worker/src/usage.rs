@@ -21,14 +21,24 @@ pub(crate) struct GroupUsage {
 /// What the given process groups use. Groups without a process are left out; zombies use nothing and do not count.
 pub(crate) fn groups(wanted: &[u32]) -> HashMap<u32, GroupUsage> {
     let mut found = HashMap::new();
-    let Ok(entries) = fs::read_dir("/proc") else { return found };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return found;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if !name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
+        if !name
+            .as_encoded_bytes()
+            .first()
+            .is_some_and(u8::is_ascii_digit)
+        {
             continue;
         }
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some(line) = Stat::parse(&stat) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let Some(line) = Stat::parse(&stat) else {
+            continue;
+        };
         if wanted.contains(&line.group) {
             let sum: &mut GroupUsage = found.entry(line.group).or_default();
             sum.cpu_ms += line.ticks * 1_000 / clock_ticks_per_second().max(1);
@@ -74,12 +84,23 @@ mod tests {
     fn a_process_name_cannot_shift_the_fields() {
         let line = "77 (a) b) S 1 70 70 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 99 1000 42 18446744073709551615";
         let stat = Stat::parse(line).unwrap();
-        assert_eq!(stat, Stat { zombie: false, group: 70, ticks: 26, rss_pages: 42 });
+        assert_eq!(
+            stat,
+            Stat {
+                zombie: false,
+                group: 70,
+                ticks: 26,
+                rss_pages: 42
+            }
+        );
     }
 
     #[test]
     fn our_own_group_uses_memory() {
-        let own = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+        let own = rustix::process::getpgrp()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs();
         let usage = groups(&[own])[&own];
         assert!(usage.processes >= 1);
         assert!(usage.rss_bytes > 0);

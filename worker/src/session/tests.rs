@@ -30,7 +30,12 @@ impl Trial {
         };
         change(&mut config);
         let session = Session::new(config, Time::default());
-        Self { session, now: Time::default(), effects: Vec::new(), seq: 0 }
+        Self {
+            session,
+            now: Time::default(),
+            effects: Vec::new(),
+            seq: 0,
+        }
     }
 
     fn up(slots: u32) -> Self {
@@ -75,9 +80,15 @@ impl Trial {
 
     fn assign(&mut self, jobs: &[(u64, Work)]) {
         self.seq += 1;
-        let assignment = |(job, work): &(u64, Work)| Assignment { fence: fence(*job), body: work.encode() };
+        let assignment = |(job, work): &(u64, Work)| Assignment {
+            fence: fence(*job),
+            body: work.encode(),
+        };
         let jobs = jobs.iter().map(assignment).collect();
-        self.frame(Frame::Assign(Assign { seq: self.seq, jobs }));
+        self.frame(Frame::Assign(Assign {
+            seq: self.seq,
+            jobs,
+        }));
     }
 
     fn written(&mut self) {
@@ -86,14 +97,26 @@ impl Trial {
     }
 
     fn ended(&mut self, job: u64, outcome: Outcome, told: bool) {
-        let ending = Ending::Done { outcome, detail: None, told };
-        self.event(Event::Ended { fence: fence(job), ending });
+        let ending = Ending::Done {
+            outcome,
+            detail: None,
+            told,
+        };
+        self.event(Event::Ended {
+            fence: fence(job),
+            ending,
+        });
         self.flush();
     }
 
     fn no_room(&mut self, job: u64) {
-        let ending = Ending::NoRoom { message: "no more processes".to_owned() };
-        self.event(Event::Ended { fence: fence(job), ending });
+        let ending = Ending::NoRoom {
+            message: "no more processes".to_owned(),
+        };
+        self.event(Event::Ended {
+            fence: fence(job),
+            ending,
+        });
         self.flush();
     }
 
@@ -110,7 +133,8 @@ impl Trial {
         }
         self.now = until;
         // Beats have a test of their own.
-        self.effects.retain(|e| !matches!(e, Effect::Send(Frame::Beat(_))));
+        self.effects
+            .retain(|e| !matches!(e, Effect::Send(Frame::Beat(_))));
     }
 
     #[track_caller]
@@ -129,22 +153,44 @@ impl Drop for Trial {
 }
 
 fn fence(job: u64) -> Fence {
-    Fence { job: JobId::new(job).unwrap(), epoch: Epoch::new(7), attempt: Attempt::FIRST }
+    Fence {
+        job: JobId::new(job).unwrap(),
+        epoch: Epoch::new(7),
+        attempt: Attempt::FIRST,
+    }
 }
 
 fn logs() -> Logs {
-    Logs { mode: LogsMode::Keep, limit_bytes: 1 << 20, overflow: Overflow::Drop }
+    Logs {
+        mode: LogsMode::Keep,
+        limit_bytes: 1 << 20,
+        overflow: Overflow::Drop,
+    }
 }
 
 fn command() -> Work {
     let argv = vec!["true".to_owned()];
-    let task = Task::Command(Command { argv, env: Vec::new(), cwd: None, stdin: None });
+    let task = Task::Command(Command {
+        argv,
+        env: Vec::new(),
+        cwd: None,
+        stdin: None,
+    });
     let on_partition = OnPartition::Keep;
-    Work { timeout_ms: None, grace_ms: None, on_partition, logs: logs(), task }
+    Work {
+        timeout_ms: None,
+        grace_ms: None,
+        on_partition,
+        logs: logs(),
+        task,
+    }
 }
 
 fn noop() -> Work {
-    let task = Task::Handler(Handler { name: "noop".to_owned(), payload: Bytes::new() });
+    let task = Task::Handler(Handler {
+        name: "noop".to_owned(),
+        payload: Bytes::new(),
+    });
     Work { task, ..command() }
 }
 
@@ -156,7 +202,11 @@ fn say(effect: &Effect) -> String {
     match effect {
         Effect::Send(Frame::Started(s)) => format!("started{}", fences(&s.fences)),
         Effect::Send(Frame::Returned(r)) => {
-            format!("returned{}{}", fences(&r.fences), if r.draining { ", draining" } else { "" })
+            format!(
+                "returned{}{}",
+                fences(&r.fences),
+                if r.draining { ", draining" } else { "" }
+            )
         }
         Effect::Send(Frame::Reports(r)) => {
             let one = |r: &Report| {
@@ -168,7 +218,11 @@ fn say(effect: &Effect) -> String {
                 };
                 format!(", {} {:?}{flags}", r.fence.job, r.outcome)
             };
-            format!("reports from {}{}", r.first, r.reports.iter().map(one).collect::<String>())
+            format!(
+                "reports from {}{}",
+                r.first,
+                r.reports.iter().map(one).collect::<String>()
+            )
         }
         Effect::Send(frame) => format!("send {frame:?}"),
         Effect::Start { fence, .. } => format!("start {}", fence.job),
@@ -199,12 +253,24 @@ fn a_command_starts_only_after_its_start_was_told_and_written() {
 fn an_inline_handler_starts_at_once_and_only_its_end_is_told() {
     let mut t = Trial::up(1);
     t.seq += 1;
-    let jobs = [1, 2].map(|job| Assignment { fence: fence(job), body: noop().encode() }).to_vec();
+    let jobs = [1, 2]
+        .map(|job| Assignment {
+            fence: fence(job),
+            body: noop().encode(),
+        })
+        .to_vec();
     t.event(Event::Received(Frame::Assign(Assign { seq: 1, jobs })));
     t.expect(&["start 1"]);
     for job in [1, 2] {
-        let ending = Ending::Done { outcome: Outcome::Succeeded, detail: None, told: false };
-        t.event(Event::Ended { fence: fence(job), ending });
+        let ending = Ending::Done {
+            outcome: Outcome::Succeeded,
+            detail: None,
+            told: false,
+        };
+        t.event(Event::Ended {
+            fence: fence(job),
+            ending,
+        });
     }
     t.flush();
     t.expect(&["start 2", "reports from 1, 1 Succeeded, 2 Succeeded"]);
@@ -226,7 +292,13 @@ fn a_report_is_sent_again_after_a_reconnect_until_it_is_acknowledged() {
     ]);
     t.frame(Frame::Ack(Ack { through: 1 }));
     t.disconnect();
-    assert_eq!(t.session.resume().held, [Held { fence: fence(2), started: true }]);
+    assert_eq!(
+        t.session.resume().held,
+        [Held {
+            fence: fence(2),
+            started: true
+        }]
+    );
     assert_eq!(t.session.resume().last_report, 2);
     assert_eq!(t.session.resume().epochs, [(Epoch::new(7), [7; 16])]);
     t.connect();
@@ -234,7 +306,13 @@ fn a_report_is_sent_again_after_a_reconnect_until_it_is_acknowledged() {
     t.resumed(1, &[]);
     t.expect(&["reports from 2, 2 Succeeded"]);
     t.frame(Frame::Ack(Ack { through: 2 }));
-    assert_eq!(t.session.resume(), Resume { last_report: 2, ..Resume::default() });
+    assert_eq!(
+        t.session.resume(),
+        Resume {
+            last_report: 2,
+            ..Resume::default()
+        }
+    );
 }
 
 #[test]
@@ -258,7 +336,13 @@ fn a_start_whose_telling_was_cut_is_told_by_the_next_login() {
     t.assign(&[(1, command())]);
     t.expect(&["started 1"]);
     t.disconnect();
-    assert_eq!(t.session.resume().held, [Held { fence: fence(1), started: true }]);
+    assert_eq!(
+        t.session.resume().held,
+        [Held {
+            fence: fence(1),
+            started: true
+        }]
+    );
     t.connect();
     t.written();
     t.expect(&[]);
@@ -303,7 +387,9 @@ fn a_recall_returns_what_has_not_started_and_is_silent_about_the_rest() {
     let mut t = Trial::up(1);
     t.assign(&[(1, command()), (2, command()), (3, command())]);
     t.expect(&["started 1"]);
-    t.frame(Frame::Recall(Recall { fences: vec![fence(1), fence(3), fence(9)] }));
+    t.frame(Frame::Recall(Recall {
+        fences: vec![fence(1), fence(3), fence(9)],
+    }));
     t.expect(&["returned 3"]);
     t.written();
     t.expect(&["start 1"]);
@@ -315,8 +401,14 @@ fn a_cancel_withdraws_what_has_not_started() {
     let mut t = Trial::up(1);
     t.assign(&[(1, command()), (2, command())]);
     t.expect(&["started 1"]);
-    t.frame(Frame::Cancel(Cancel { fence: fence(2), force: false }));
-    t.frame(Frame::Cancel(Cancel { fence: fence(1), force: false }));
+    t.frame(Frame::Cancel(Cancel {
+        fence: fence(2),
+        force: false,
+    }));
+    t.frame(Frame::Cancel(Cancel {
+        fence: fence(1),
+        force: false,
+    }));
     t.expect(&[
         "reports from 1, 2 Returned cancelled unstarted",
         "reports from 2, 1 Returned cancelled unstarted",
@@ -328,16 +420,25 @@ fn a_cancel_withdraws_what_has_not_started() {
 #[test]
 fn a_cancelled_command_gets_term_then_kill_and_reports_its_real_end() {
     let mut t = Trial::up(1);
-    let patient = Work { grace_ms: Some(500), ..command() };
+    let patient = Work {
+        grace_ms: Some(500),
+        ..command()
+    };
     t.assign(&[(1, patient)]);
     t.written();
-    t.frame(Frame::Cancel(Cancel { fence: fence(1), force: false }));
+    t.frame(Frame::Cancel(Cancel {
+        fence: fence(1),
+        force: false,
+    }));
     t.expect(&["started 1", "start 1", "term 1"]);
     t.pass(499, false);
     t.expect(&[]);
     t.pass(1, false);
     t.expect(&["kill 1"]);
-    t.frame(Frame::Cancel(Cancel { fence: fence(1), force: true }));
+    t.frame(Frame::Cancel(Cancel {
+        fence: fence(1),
+        force: true,
+    }));
     t.ended(1, Outcome::Signalled { signal: 9 }, true);
     t.expect(&["reports from 1, 1 Signalled { signal: 9 } cancelled"]);
 }
@@ -347,7 +448,10 @@ fn a_command_that_ended_before_the_signal_was_sent_stays_finished() {
     let mut t = Trial::up(1);
     t.assign(&[(1, command())]);
     t.written();
-    t.frame(Frame::Cancel(Cancel { fence: fence(1), force: false }));
+    t.frame(Frame::Cancel(Cancel {
+        fence: fence(1),
+        force: false,
+    }));
     t.expect(&["started 1", "start 1", "term 1"]);
     t.ended(1, Outcome::Succeeded, false);
     t.expect(&["reports from 1, 1 Succeeded"]);
@@ -358,14 +462,21 @@ fn a_forced_cancel_kills_at_once() {
     let mut t = Trial::up(1);
     t.assign(&[(1, command())]);
     t.written();
-    t.frame(Frame::Cancel(Cancel { fence: fence(1), force: true }));
+    t.frame(Frame::Cancel(Cancel {
+        fence: fence(1),
+        force: true,
+    }));
     t.expect(&["started 1", "start 1", "kill 1"]);
 }
 
 #[test]
 fn a_time_limit_counts_from_the_start_and_is_reported_as_such() {
     let mut t = Trial::up(1);
-    let short = Work { timeout_ms: Some(1_000), grace_ms: Some(100), ..command() };
+    let short = Work {
+        timeout_ms: Some(1_000),
+        grace_ms: Some(100),
+        ..command()
+    };
     t.assign(&[(1, short)]);
     t.pass(5_000, false);
     t.expect(&["started 1"]);
@@ -385,8 +496,17 @@ fn a_stop_ends_the_attempt_without_a_report() {
     let mut t = Trial::up(2);
     t.assign(&[(1, command()), (2, command()), (3, command())]);
     t.written();
-    t.frame(Frame::Stop(Stop { fences: vec![fence(1), fence(3)] }));
-    t.expect(&["started 1 2", "start 1", "start 2", "term 1", "forget 1", "forget 3"]);
+    t.frame(Frame::Stop(Stop {
+        fences: vec![fence(1), fence(3)],
+    }));
+    t.expect(&[
+        "started 1 2",
+        "start 1",
+        "start 2",
+        "term 1",
+        "forget 1",
+        "forget 3",
+    ]);
     t.ended(1, Outcome::Signalled { signal: 15 }, true);
     t.ended(2, Outcome::Succeeded, false);
     t.expect(&["reports from 1, 2 Succeeded"]);
@@ -398,7 +518,11 @@ fn want_of_processes_is_nobodys_fault_and_pauses_starts_for_a_second() {
     t.assign(&[(1, command()), (2, command())]);
     t.written();
     t.no_room(1);
-    t.expect(&["started 1", "start 1", "reports from 1, 1 Returned unstarted"]);
+    t.expect(&[
+        "started 1",
+        "start 1",
+        "reports from 1, 1 Returned unstarted",
+    ]);
     t.pass(999, false);
     t.expect(&[]);
     t.pass(1, false);
@@ -495,7 +619,10 @@ fn a_server_silent_for_three_beats_is_left() {
 #[test]
 fn work_that_must_not_run_unseen_is_ended_when_the_lease_is_over() {
     let mut t = Trial::up(2);
-    let unseen = Work { on_partition: OnPartition::Stop, ..command() };
+    let unseen = Work {
+        on_partition: OnPartition::Stop,
+        ..command()
+    };
     t.assign(&[(1, unseen), (2, command())]);
     t.written();
     t.disconnect();
@@ -515,11 +642,26 @@ fn work_that_must_not_run_unseen_is_ended_when_the_lease_is_over() {
 #[test]
 fn a_server_that_breaks_the_rules_is_left() {
     for (frame, why) in [
-        (Frame::Ack(Ack { through: 1 }), "the server acknowledged a report that was never made"),
-        (Frame::Assign(Assign { seq: 2, jobs: vec![] }), "an assign frame is missing"),
-        (Frame::Started(Started { fences: vec![] }), "the server sent a frame that is not its to send"),
         (
-            Frame::Resumed(Resumed { acked: 0, void: vec![] }),
+            Frame::Ack(Ack { through: 1 }),
+            "the server acknowledged a report that was never made",
+        ),
+        (
+            Frame::Assign(Assign {
+                seq: 2,
+                jobs: vec![],
+            }),
+            "an assign frame is missing",
+        ),
+        (
+            Frame::Started(Started { fences: vec![] }),
+            "the server sent a frame that is not its to send",
+        ),
+        (
+            Frame::Resumed(Resumed {
+                acked: 0,
+                void: vec![],
+            }),
             "the server resumed a session that was not waiting for it",
         ),
     ] {
@@ -533,10 +675,22 @@ fn a_server_that_breaks_the_rules_is_left() {
 fn a_body_nobody_can_read_fails_without_disturbing_the_rest() {
     let mut t = Trial::up(1);
     let body = Bytes::from_static(b"\xff\xff\xff");
-    let bad = Assignment { fence: fence(1), body };
-    let good = Assignment { fence: fence(2), body: command().encode() };
-    t.frame(Frame::Assign(Assign { seq: 1, jobs: vec![bad, good] }));
-    t.expect(&["started 2", "reports from 1, 1 SpawnFailed { errno: 22 } unstarted"]);
+    let bad = Assignment {
+        fence: fence(1),
+        body,
+    };
+    let good = Assignment {
+        fence: fence(2),
+        body: command().encode(),
+    };
+    t.frame(Frame::Assign(Assign {
+        seq: 1,
+        jobs: vec![bad, good],
+    }));
+    t.expect(&[
+        "started 2",
+        "reports from 1, 1 SpawnFailed { errno: 22 } unstarted",
+    ]);
 }
 
 #[test]
@@ -544,7 +698,10 @@ fn more_than_can_be_resumed_is_given_back() {
     let mut t = Trial::up(1);
     let body = command().encode();
     let jobs: Vec<_> = (1..=HELD_MAX as u64 + 1)
-        .map(|job| Assignment { fence: fence(job), body: body.clone() })
+        .map(|job| Assignment {
+            fence: fence(job),
+            body: body.clone(),
+        })
         .collect();
     t.frame(Frame::Assign(Assign { seq: 1, jobs }));
     t.expect(&["started 1", "returned 65537"]);
@@ -602,17 +759,28 @@ impl Witness {
                 Effect::Send(Frame::Reports(r)) => {
                     for (n, report) in (r.first..).zip(r.reports) {
                         let before = self.reported.insert(n, report.fence);
-                        assert!(before.is_none_or(|f| f == report.fence), "a number means one report");
-                        assert!(!self.void.contains(&report.fence), "void work is not reported");
+                        assert!(
+                            before.is_none_or(|f| f == report.fence),
+                            "a number means one report"
+                        );
+                        assert!(
+                            !self.void.contains(&report.fence),
+                            "void work is not reported"
+                        );
                     }
                 }
                 Effect::Start { fence, work } => {
                     let inline = matches!(work.task, Task::Handler(_));
-                    assert!(inline || self.told.contains(&fence), "told before it starts");
+                    assert!(
+                        inline || self.told.contains(&fence),
+                        "told before it starts"
+                    );
                     assert!(self.started.insert(fence), "an attempt starts once");
                     self.running.insert(fence);
                 }
-                Effect::End { fence, .. } => assert!(self.running.contains(&fence), "only what runs"),
+                Effect::End { fence, .. } => {
+                    assert!(self.running.contains(&fence), "only what runs")
+                }
                 Effect::Forget(fence) => {
                     if session.started(fence).is_none() || self.running.contains(&fence) {
                         let ended = self.reported.values().any(|&f| f == fence);
