@@ -1,5 +1,14 @@
 //! A server played by the test: real sockets, real handshake, real frames, and no rules of its own.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "this is a test, though clippy sees a module of its own"
+)]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test names the frames it waits for"
+)]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
