@@ -4,8 +4,8 @@
 //! - What was assigned to one worker becomes one row, whatever number of facts told of it.
 //! - A start whose attempt ended in the same batch needs no row: the end carries when it started.
 
-use hostler_engine::fact::{Again, Cancelling, Ended, Fact, WorkerFact};
 use hostler_engine::Time;
+use hostler_engine::fact::{Again, Cancelling, Ended, Fact, WorkerFact};
 use hostler_wire::{Attempt, Epoch, Fence, JobId, WorkerId};
 
 use crate::store::ranges;
@@ -86,19 +86,24 @@ pub(super) fn fold(epoch: Epoch, facts: &[Fact]) -> Rows<'_> {
 impl Rows<'_> {
     /// Whether the row of that attempt's end says when it started.
     fn tells_start_of(&self, fence: Fence) -> bool {
-        let ended = self.ends.binary_search_by_key(&fence.job, |ended| ended.job);
+        let ended = self
+            .ends
+            .binary_search_by_key(&fence.job, |ended| ended.job);
         if let Ok(at) = ended
             && self.ends[at].fence == Some(fence)
         {
             return self.ends[at].started.is_some();
         }
-        let again = self.attempts.binary_search_by_key(&fence, |again| again.fence);
+        let again = self
+            .attempts
+            .binary_search_by_key(&fence, |again| again.fence);
         again.is_ok_and(|at| self.attempts[at].started.is_some())
     }
 }
 
 fn push_start(shares: &mut Vec<Share>, worker: WorkerId, at: Time, fence: Fence) {
-    let of = |share: &&mut Share| (share.worker, share.epoch, share.at) == (worker, fence.epoch, at);
+    let of =
+        |share: &&mut Share| (share.worker, share.epoch, share.at) == (worker, fence.epoch, at);
     // From the back: the starts of one fact mostly go to one row, the last made.
     match shares.iter_mut().rev().find(of) {
         Some(share) => share.attempts.push((fence.job, fence.attempt)),
@@ -188,17 +193,38 @@ mod tests {
 
     #[test]
     fn ends_are_in_id_order_whatever_order_they_came_in() {
-        let facts = [ended(9, None), ended(2, None), ended(5, None), again(8, 2), again(8, 1)];
+        let facts = [
+            ended(9, None),
+            ended(2, None),
+            ended(5, None),
+            again(8, 2),
+            again(8, 1),
+        ];
         let rows = fold(EPOCH, &facts);
-        assert_eq!(rows.ends.iter().map(|e| e.job.raw()).collect::<Vec<_>>(), [2, 5, 9]);
-        let numbers: Vec<_> = rows.attempts.iter().map(|a| a.fence.attempt.raw()).collect();
+        assert_eq!(
+            rows.ends.iter().map(|e| e.job.raw()).collect::<Vec<_>>(),
+            [2, 5, 9]
+        );
+        let numbers: Vec<_> = rows
+            .attempts
+            .iter()
+            .map(|a| a.fence.attempt.raw())
+            .collect();
         assert_eq!(numbers, [1, 2]);
     }
 
     #[test]
     fn a_start_is_written_only_if_no_end_in_the_batch_tells_of_it() {
-        let (when, all) = (Some(Time::from_micros(5)), [fence(1, 1), fence(2, 1), fence(3, 1), fence(4, 1)]);
-        let facts = [started(1, &all), ended(1, when), again(2, 1), ended(3, None)];
+        let (when, all) = (
+            Some(Time::from_micros(5)),
+            [fence(1, 1), fence(2, 1), fence(3, 1), fence(4, 1)],
+        );
+        let facts = [
+            started(1, &all),
+            ended(1, when),
+            again(2, 1),
+            ended(3, None),
+        ];
         let rows = fold(EPOCH, &facts);
         assert_eq!(rows.started.len(), 1);
         assert_eq!(jobs_of(&rows.started[0]), [3, 4]);
@@ -206,10 +232,17 @@ mod tests {
 
     #[test]
     fn starts_under_fences_of_an_older_epoch_keep_it() {
-        let old = Fence { epoch: Epoch::new(2), ..fence(2, 1) };
+        let old = Fence {
+            epoch: Epoch::new(2),
+            ..fence(2, 1)
+        };
         let facts = [started(1, &[fence(1, 1), old, fence(3, 1)])];
         let rows = fold(EPOCH, &facts);
-        let of: Vec<_> = rows.started.iter().map(|s| (s.epoch.raw(), jobs_of(s))).collect();
+        let of: Vec<_> = rows
+            .started
+            .iter()
+            .map(|s| (s.epoch.raw(), jobs_of(s)))
+            .collect();
         assert_eq!(of, [(3, vec![1, 3]), (2, vec![2])]);
     }
 }

@@ -36,7 +36,10 @@ impl Ids {
     /// # Panics
     /// If they were not promised first ([`has`](Self::has)): giving them out could give them out twice.
     pub(super) fn take(&mut self, count: u64) -> JobId {
-        assert!(self.has(count), "ids are taken only after their promise is durable");
+        assert!(
+            self.has(count),
+            "ids are taken only after their promise is durable"
+        );
         let first = JobId::new(self.next).expect("ids run out in 285 years");
         self.next += count;
         first

@@ -26,11 +26,16 @@ pub(super) fn load(store: &mut SqliteStore, each: &mut dyn FnMut(Restore)) -> Re
     let db = &store.db;
     // One snapshot for all of it.
     db.execute_batch("BEGIN")?;
-    let found = Recovery::read(db, store.mark.id(), store.mark.seq(), &store.opening.classes)
-        .and_then(|recovery| {
-            let live = recovery.give(db, each)?;
-            Ok((live, recovery.ended.len()))
-        });
+    let found = Recovery::read(
+        db,
+        store.mark.id(),
+        store.mark.seq(),
+        &store.opening.classes,
+    )
+    .and_then(|recovery| {
+        let live = recovery.give(db, each)?;
+        Ok((live, recovery.ended.len()))
+    });
     db.execute_batch("COMMIT")?;
     let (live, finished) = found?;
     store.mark.counted(live, finished);
@@ -55,7 +60,10 @@ impl Recovery {
     ) -> Result<Self, Fault> {
         let mut recovery = Self {
             mark_id,
-            classes: classes.iter().map(|class| (class.id, Arc::clone(class))).collect(),
+            classes: classes
+                .iter()
+                .map(|class| (class.id, Arc::clone(class)))
+                .collect(),
             ended: IdSet::default(),
             histories: Histories::new(),
         };
@@ -125,7 +133,10 @@ impl Recovery {
             }
         }
         for waiting in &quiet {
-            runs.push(waiting).map(Restore::Run).into_iter().for_each(&mut *each);
+            runs.push(waiting)
+                .map(Restore::Run)
+                .into_iter()
+                .for_each(&mut *each);
         }
         each_row(db, sql::WAITING, [self.mark_id], |row| {
             let id: u64 = row.get(0)?;
@@ -143,7 +154,10 @@ impl Recovery {
     }
 
     fn give_workers(&self, db: &Connection, each: &mut dyn FnMut(Restore)) -> Result<(), Fault> {
-        let running = self.histories.values().filter_map(|history| history.running);
+        let running = self
+            .histories
+            .values()
+            .filter_map(|history| history.running);
         let busy: BTreeSet<WorkerId> = running.map(|running| running.worker).collect();
         let mut known = BTreeSet::new();
         let mut next = 1;
@@ -173,7 +187,10 @@ impl Recovery {
     fn waiting(&self, row: &Row<'_>) -> Result<Waiting, Fault> {
         let class = ClassId::new(row.get(1)?);
         let class = self.classes.get(&class).ok_or_else(|| {
-            Fault::Garbled(format!("a job is of class {}, which is missing", class.raw()))
+            Fault::Garbled(format!(
+                "a job is of class {}, which is missing",
+                class.raw()
+            ))
         })?;
         let engine: Option<[u8; 24]> = row.get(6)?;
         let when = |column: usize, place: usize| -> Result<Option<When>, Fault> {
@@ -238,7 +255,14 @@ impl ShareRow {
     pub(super) fn each(&self, row: &Row<'_>, mut take: impl FnMut(Fence)) -> Result<(), Fault> {
         let epoch = self.epoch;
         let blob = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-        ranges::decode(blob, |job, attempt| take(Fence { job, epoch, attempt })).map_err(|ranges::Garbled| {
+        ranges::decode(blob, |job, attempt| {
+            take(Fence {
+                job,
+                epoch,
+                attempt,
+            })
+        })
+        .map_err(|ranges::Garbled| {
             let seq: i64 = row.get(0).unwrap_or(0);
             Fault::Garbled(format!("share {seq} is garbled"))
         })
@@ -315,7 +339,9 @@ pub(super) fn history_of(row: &Row<'_>) -> Result<(u64, History), Fault> {
 pub(super) fn put_history(db: &Connection, job: u64, history: &History) -> Result<(), Fault> {
     let running = history.running;
     let (due_us, due_ms) = split(history.due.map(|(when, _)| when));
-    let started = running.and_then(|running| running.started).map(Time::micros);
+    let started = running
+        .and_then(|running| running.started)
+        .map(Time::micros);
     let values: [&dyn ToSql; 15] = [
         &job,
         &history.attempt,

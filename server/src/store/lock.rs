@@ -27,11 +27,7 @@ impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(NAME);
         let failed = |what: &str, error: std::io::Error| StoreError {
-            kind: match error.kind() {
-                std::io::ErrorKind::PermissionDenied => StoreErrorKind::ReadOnly,
-                std::io::ErrorKind::StorageFull => StoreErrorKind::Full,
-                _ => StoreErrorKind::Io,
-            },
+            kind: StoreErrorKind::Io,
             message: format!("cannot {what} {}: {error}", path.display()),
         };
         // A file that was removed between opening and locking protects nothing: begin again with the new one.
@@ -64,7 +60,10 @@ impl Lock {
         }
         Err(StoreError {
             kind: StoreErrorKind::Busy,
-            message: format!("{} is removed again and again by somebody else", path.display()),
+            message: format!(
+                "{} is removed again and again by somebody else",
+                path.display()
+            ),
         })
     }
 }

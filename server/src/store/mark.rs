@@ -21,8 +21,8 @@ use crate::store::fold::Rows;
 use crate::store::load::{AgainRow, ShareRow, each_row, history_of, put_history};
 use crate::store::recover::History;
 use crate::store::seam::StoreError;
-use crate::store::sqlite::{Fault, SqliteStore, exists, reason};
 use crate::store::sql;
+use crate::store::sqlite::{Fault, SqliteStore, exists, reason};
 
 /// Finished jobs above the mark are worth a move from here on.
 const FINISHED_MIN: u64 = 64 << 10;
@@ -99,12 +99,15 @@ impl Mark {
         }
         for mark in &rows.marks {
             if mark.job.raw() <= self.id {
-                update(db, mark.job.raw(), |history| history.cancelling(mark.reason))?;
+                update(db, mark.job.raw(), |history| {
+                    history.cancelling(mark.reason)
+                })?;
             }
         }
         for end in &rows.ends {
             if end.job.raw() <= self.id {
-                db.prepare_cached(sql::CARRIED_DROP)?.execute([end.job.raw()])?;
+                db.prepare_cached(sql::CARRIED_DROP)?
+                    .execute([end.job.raw()])?;
             }
         }
         Ok(())
@@ -131,7 +134,10 @@ impl SqliteStore {
         self.within("move the mark in", |store| {
             let (id, passed) = carry(&store.db, store.mark.id)?;
             let seq = fold_shares(&store.db, id, store.mark.seq)?;
-            store.db.prepare_cached(sql::META_MARK)?.execute((id, seq))?;
+            store
+                .db
+                .prepare_cached(sql::META_MARK)?
+                .execute((id, seq))?;
             Ok((id, seq, passed))
         })
         .map(|(id, seq, passed)| {
@@ -148,9 +154,13 @@ impl SqliteStore {
 /// Copies the living jobs of the next ids into `carried`. Returns the new mark and how many finished ones it passed.
 fn carry(db: &Connection, from: u64) -> Result<(u64, u64), Fault> {
     let count = |statement: &str, to: u64| -> Result<u64, Fault> {
-        Ok(db.prepare_cached(statement)?.query_row((from, to), |row| row.get(0))?)
+        Ok(db
+            .prepare_cached(statement)?
+            .query_row((from, to), |row| row.get(0))?)
     };
-    let last: u64 = db.prepare_cached(sql::JOB_LAST)?.query_row([], |row| row.get(0))?;
+    let last: u64 = db
+        .prepare_cached(sql::JOB_LAST)?
+        .query_row([], |row| row.get(0))?;
     let mut to = last.min(from + STEP_IDS).max(from);
     let mut live = Vec::new();
     // Counting is several times cheaper than joining, and mostly says that all have ended.
@@ -217,7 +227,10 @@ fn fold_shares(db: &Connection, mark_id: u64, from: i64) -> Result<i64, Fault> {
 fn is_needed(db: &Connection, fence: Fence) -> Result<bool, Fault> {
     let job = fence.job.raw();
     Ok(!exists(&mut *db.prepare_cached(sql::HAS_END)?, [job])?
-        && !exists(&mut *db.prepare_cached(sql::HAS_ATTEMPT)?, (job, fence.attempt.raw()))?)
+        && !exists(
+            &mut *db.prepare_cached(sql::HAS_ATTEMPT)?,
+            (job, fence.attempt.raw()),
+        )?)
 }
 
 /// Changes a carried row; a job that has none has ended.

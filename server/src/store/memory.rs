@@ -128,11 +128,17 @@ impl Disk {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.inner.gate.wait(state).unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .gate
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -159,12 +165,20 @@ impl MemoryStore {
         }
         let now = &state.now;
         let running = now.live.values().filter_map(|history| history.running);
-        let oldest = running.map(|running| running.fence.epoch).min().unwrap_or(epoch);
+        let oldest = running
+            .map(|running| running.fence.epoch)
+            .min()
+            .unwrap_or(epoch);
         let opening = Opening {
             cluster: now.cluster,
             epoch,
             epoch_nonce: nonce,
-            epochs: now.epochs.iter().filter(|(epoch, _)| *epoch >= oldest).copied().collect(),
+            epochs: now
+                .epochs
+                .iter()
+                .filter(|(epoch, _)| *epoch >= oldest)
+                .copied()
+                .collect(),
             next_id: JobId::new(now.ids_through).expect("promises are ids"),
             classes: now.classes.clone(),
             stamp: now.stamp,
@@ -236,12 +250,20 @@ impl Store for MemoryStore {
         }
         state.now.apply(commit);
         state.commits += 1;
-        if fault.is_some() { Err(self.die()) } else { Ok(()) }
+        if fault.is_some() {
+            Err(self.die())
+        } else {
+            Ok(())
+        }
     }
 
     fn key(&mut self, token: &str, key: &str) -> Result<Option<KeyRecord>, StoreError> {
         let state = self.disk.lock();
-        Ok(state.now.keys.get(&(token.to_owned(), key.to_owned())).cloned())
+        Ok(state
+            .now
+            .keys
+            .get(&(token.to_owned(), key.to_owned()))
+            .cloned())
     }
 
     fn reader(&self) -> Result<Box<dyn Read>, StoreError> {
@@ -316,7 +338,11 @@ impl Read for MemoryReader {
             while jobs.next().is_some_and(|(id, job)| look(*id, job)) {}
         }
         Ok(ListPage {
-            records: walk.found.iter().filter_map(|id| data.record(*id)).collect(),
+            records: walk
+                .found
+                .iter()
+                .filter_map(|id| data.record(*id))
+                .collect(),
             next: walk.next(),
         })
     }
@@ -376,7 +402,10 @@ impl Data {
         for batch in commit.submissions {
             for (place, job) in (0..).zip(&batch.jobs) {
                 let id = batch.first.plus(place);
-                assert!(id < commit.ids_through, "ids are promised before they are used");
+                assert!(
+                    id < commit.ids_through,
+                    "ids are promised before they are used"
+                );
                 let new = NewJob {
                     body: Bytes::new(),
                     ..job.clone()
@@ -390,7 +419,10 @@ impl Data {
                     expires: job.expires.map(wall),
                     deadline: job.deadline.map(wall),
                 };
-                assert!(self.jobs.insert(id, stored).is_none(), "{id:?} is given out twice");
+                assert!(
+                    self.jobs.insert(id, stored).is_none(),
+                    "{id:?} is given out twice"
+                );
                 self.live.insert(id, History::default());
             }
             if let Some(key) = &batch.key {
@@ -500,7 +532,8 @@ impl Data {
 
     fn load(&self, each: &mut dyn FnMut(Restore)) {
         for (id, (name, instance)) in &self.workers {
-            let of = |history: &History| history.running.is_some_and(|running| running.worker == *id);
+            let of =
+                |history: &History| history.running.is_some_and(|running| running.worker == *id);
             if self.live.values().any(of) {
                 each(Restore::Worker {
                     id: *id,
@@ -559,9 +592,13 @@ impl Data {
 
     fn retain(&mut self, stamp: &Stamp) {
         let before = |span: hostler_engine::Span| stamp.wall.millis().saturating_sub(span.millis());
-        self.keys.retain(|_, key| key.at.millis() >= before(retention::KEYS));
+        self.keys
+            .retain(|_, key| key.at.millis() >= before(retention::KEYS));
         let old = |end: &EndRecord| end.attempt.finished.millis() < before(retention::JOBS);
-        let first_young = self.ends.iter().find(|(id, end)| id.raw() > self.purged && !old(end));
+        let first_young = self
+            .ends
+            .iter()
+            .find(|(id, end)| id.raw() > self.purged && !old(end));
         let to = first_young.map_or(u64::MAX, |(id, _)| id.raw() - 1);
         let dropped: Vec<JobId> = self
             .ends

@@ -20,7 +20,9 @@ pub(super) fn check(query: &ListQuery) -> Result<(), StoreError> {
     match query.states.iter().find(|state| !state.is_terminal()) {
         Some(state) => Err(StoreError {
             kind: StoreErrorKind::NoIndex,
-            message: format!("jobs that are {state} are listed from the scheduler's memory, not from the store"),
+            message: format!(
+                "jobs that are {state} are listed from the scheduler's memory, not from the store"
+            ),
         }),
         None => Ok(()),
     }
@@ -38,12 +40,25 @@ pub(super) struct Candidate<'a> {
 impl Candidate<'_> {
     /// Whether it is one of those asked for.
     pub(super) fn fits(&self, query: &ListQuery) -> bool {
-        let state = query.states.is_empty() || self.state.is_some_and(|state| query.states.contains(&state));
+        let state = query.states.is_empty()
+            || self
+                .state
+                .is_some_and(|state| query.states.contains(&state));
         state
-            && query.queue.as_deref().is_none_or(|queue| queue == self.queue)
-            && query.name.as_deref().is_none_or(|name| self.name == Some(name))
-            && query.since.is_none_or(|since| self.created_ms >= since.millis())
-            && query.until.is_none_or(|until| self.created_ms < until.millis())
+            && query
+                .queue
+                .as_deref()
+                .is_none_or(|queue| queue == self.queue)
+            && query
+                .name
+                .as_deref()
+                .is_none_or(|name| self.name == Some(name))
+            && query
+                .since
+                .is_none_or(|since| self.created_ms >= since.millis())
+            && query
+                .until
+                .is_none_or(|until| self.created_ms < until.millis())
     }
 
     /// Whether no later candidate can lie within the times asked for.
@@ -98,6 +113,10 @@ impl Walk {
 
     /// Where the next page begins, if this one was cut short. (It may turn out empty.)
     pub(super) fn next(&self) -> Option<JobId> {
-        if self.full && !self.beyond { self.last } else { None }
+        if self.full && !self.beyond {
+            self.last
+        } else {
+            None
+        }
     }
 }

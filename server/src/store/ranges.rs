@@ -26,7 +26,10 @@ pub(super) fn encode(attempts: &[(JobId, Attempt)], into: &mut Vec<u8>) {
 }
 
 /// Gives each attempt to `each`, in order. Bytes that are no encoding are an error: rows are outside input too.
-pub(super) fn decode(mut bytes: &[u8], mut each: impl FnMut(JobId, Attempt)) -> Result<(), Garbled> {
+pub(super) fn decode(
+    mut bytes: &[u8],
+    mut each: impl FnMut(JobId, Attempt),
+) -> Result<(), Garbled> {
     let mut end = 0_u64;
     while !bytes.is_empty() {
         let first = end.checked_add(take(&mut bytes)?).ok_or(Garbled)?;
@@ -34,7 +37,11 @@ pub(super) fn decode(mut bytes: &[u8], mut each: impl FnMut(JobId, Attempt)) -> 
         let attempt = u16::try_from(take(&mut bytes)?).ok().and_then(Attempt::new);
         let attempt = attempt.ok_or(Garbled)?;
         end = first.checked_add(count).ok_or(Garbled)?;
-        if count == 0 || count > RANGE_MAX || JobId::new(first).is_none() || JobId::new(end - 1).is_none() {
+        if count == 0
+            || count > RANGE_MAX
+            || JobId::new(first).is_none()
+            || JobId::new(end - 1).is_none()
+        {
             return Err(Garbled);
         }
         for job in (first..end).filter_map(JobId::new) {
@@ -107,7 +114,14 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error_and_never_a_panic() {
-        for bytes in [&[1, 0, 1][..], &[1, 1, 0], &[0, 1, 1], &[1, 1], &[0xff; 12], &[1, 1, 0x80, 0x80, 4]] {
+        for bytes in [
+            &[1, 0, 1][..],
+            &[1, 1, 0],
+            &[0, 1, 1],
+            &[1, 1],
+            &[0xff; 12],
+            &[1, 1, 0x80, 0x80, 4],
+        ] {
             assert_eq!(decoded(bytes), Err(Garbled), "{bytes:?}");
         }
     }

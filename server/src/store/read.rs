@@ -82,7 +82,9 @@ impl SqliteReader {
         let found = self
             .db
             .prepare_cached(sql::RECORD)?
-            .query_row([id.raw()], |row| Ok((row.get::<_, u32>(1)?, record_of(row))))
+            .query_row([id.raw()], |row| {
+                Ok((row.get::<_, u32>(1)?, record_of(row)))
+            })
             .optional()?;
         let Some((class, record)) = found else {
             return Ok(None);
@@ -183,7 +185,8 @@ impl SqliteReader {
             let mut ids = Vec::new();
             for state in &query.states {
                 let mut find = self.db.prepare_cached(statement)?;
-                let found = find.query_map((state.code(), after, LOT), |row| row.get::<_, i64>(0))?;
+                let found =
+                    find.query_map((state.code(), after, LOT), |row| row.get::<_, i64>(0))?;
                 for id in found {
                     ids.push((id?, *state));
                 }
@@ -212,7 +215,12 @@ impl SqliteReader {
         }
     }
 
-    fn look(&mut self, query: &ListQuery, walk: &mut Walk, row: &CandidateRow) -> Result<bool, Fault> {
+    fn look(
+        &mut self,
+        query: &ListQuery,
+        walk: &mut Walk,
+        row: &CandidateRow,
+    ) -> Result<bool, Fault> {
         let class = self.class(row.class)?;
         let candidate = Candidate {
             queue: &class.spec.queue,
@@ -223,7 +231,11 @@ impl SqliteReader {
         Ok(walk.look(query, row.id, &candidate))
     }
 
-    fn lot(&self, statement: &str, params: impl rusqlite::Params) -> Result<Vec<CandidateRow>, Fault> {
+    fn lot(
+        &self,
+        statement: &str,
+        params: impl rusqlite::Params,
+    ) -> Result<Vec<CandidateRow>, Fault> {
         let mut statement = self.db.prepare_cached(statement)?;
         let mut rows = statement.query(params)?;
         let mut lot = Vec::new();
@@ -309,7 +321,8 @@ impl Read for SqliteReader {
             let mut bodies = Vec::with_capacity(jobs.len());
             for &job in jobs {
                 let body = reader.body(job)?;
-                let body = body.ok_or_else(|| Fault::Garbled(format!("the body of {job:?} is missing")))?;
+                let body =
+                    body.ok_or_else(|| Fault::Garbled(format!("the body of {job:?} is missing")))?;
                 bodies.push((job, body));
             }
             Ok(bodies)
@@ -332,7 +345,9 @@ struct CandidateRow {
 /// A record but for its class, which takes another statement to find.
 fn record_of(row: &Row<'_>) -> Result<impl FnOnce(Arc<Class>) -> Record + use<>, Fault> {
     let text = |column: usize| -> Result<Option<Box<str>>, Fault> {
-        Ok(row.get::<_, Option<String>>(column)?.map(String::into_boxed_str))
+        Ok(row
+            .get::<_, Option<String>>(column)?
+            .map(String::into_boxed_str))
     };
     let id = job_id(row.get(0)?)?;
     let priority = Priority::new(row.get(2)?);
@@ -378,7 +393,9 @@ fn record_of(row: &Row<'_>) -> Result<impl FnOnce(Arc<Class>) -> Record + use<>,
 }
 
 fn wall(row: &Row<'_>, column: usize) -> Result<Option<WallTime>, Fault> {
-    Ok(row.get::<_, Option<u64>>(column)?.map(WallTime::from_millis))
+    Ok(row
+        .get::<_, Option<u64>>(column)?
+        .map(WallTime::from_millis))
 }
 
 /// The ten columns of a detail, from `at` on. There is one if it has a message, be it empty.

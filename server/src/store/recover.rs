@@ -37,7 +37,9 @@ impl History {
             self.attempt = number;
             self.due = None;
         }
-        let newer = self.running.is_none_or(|running| running.fence.attempt < fence.attempt);
+        let newer = self
+            .running
+            .is_none_or(|running| running.fence.attempt < fence.attempt);
         if number > self.ended && newer {
             self.running = Some(RestoredAttempt {
                 fence,
@@ -207,11 +209,26 @@ mod tests {
         let worker = WorkerId::new(1);
         let due = Some(When::Engine(Time::from_micros(7)));
         let mut rows: [(&str, Box<dyn Fn(&mut History)>); 5] = [
-            ("1 assigned", Box::new(move |h| h.assigned(fence(1), worker))),
-            ("2 assigned", Box::new(move |h| h.assigned(fence(2), worker))),
-            ("1 failed", Box::new(|h| h.again(1, Charge::Failure, true, None))),
-            ("2 lost", Box::new(move |h| h.again(2, Charge::Loss, true, due))),
-            ("3 assigned", Box::new(move |h| h.assigned(fence(3), worker))),
+            (
+                "1 assigned",
+                Box::new(move |h| h.assigned(fence(1), worker)),
+            ),
+            (
+                "2 assigned",
+                Box::new(move |h| h.assigned(fence(2), worker)),
+            ),
+            (
+                "1 failed",
+                Box::new(|h| h.again(1, Charge::Failure, true, None)),
+            ),
+            (
+                "2 lost",
+                Box::new(move |h| h.again(2, Charge::Loss, true, due)),
+            ),
+            (
+                "3 assigned",
+                Box::new(move |h| h.assigned(fence(3), worker)),
+            ),
         ];
         for turn in 0..120 {
             let mut whole = History::default();
@@ -222,7 +239,10 @@ mod tests {
                     row(&mut without_third);
                 }
             }
-            assert_eq!((whole.attempt, whole.ended, whole.failures, whole.losses), (3, 2, 1, 1));
+            assert_eq!(
+                (whole.attempt, whole.ended, whole.failures, whole.losses),
+                (3, 2, 1, 1)
+            );
             assert_eq!(whole.running.map(|r| r.fence), Some(fence(3)));
             assert_eq!(whole.due, None);
             assert_eq!(without_third.running, None);

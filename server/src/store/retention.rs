@@ -8,8 +8,8 @@ use hostler_engine::Span;
 use crate::clock::Stamp;
 use crate::store::load::each_row;
 use crate::store::seam::StoreError;
-use crate::store::sqlite::{Fault, SqliteStore, int};
 use crate::store::sql;
+use crate::store::sqlite::{Fault, SqliteStore, int};
 
 const DAY: Span = Span::from_secs(24 * 3_600);
 /// Of jobs, their ends, attempts and shares.
@@ -41,10 +41,23 @@ impl SqliteStore {
             let (mark_id, mark_seq) = (store.mark.id(), store.mark.seq());
             let mut dropped = drop_jobs(store, mark_id, before(JOBS))?;
             for statement in [sql::DROP_ASSIGNED, sql::DROP_STARTED] {
-                dropped |= store.db.prepare_cached(statement)?.execute((mark_seq, engine_before, STEP))? > 0;
+                dropped |=
+                    store
+                        .db
+                        .prepare_cached(statement)?
+                        .execute((mark_seq, engine_before, STEP))?
+                        > 0;
             }
-            dropped |= store.db.prepare_cached(sql::DROP_KEYS)?.execute((before(KEYS), STEP))? > 0;
-            dropped |= store.db.prepare_cached(sql::DROP_METRICS)?.execute((before(METRICS), STEP))? > 0;
+            dropped |= store
+                .db
+                .prepare_cached(sql::DROP_KEYS)?
+                .execute((before(KEYS), STEP))?
+                > 0;
+            dropped |= store
+                .db
+                .prepare_cached(sql::DROP_METRICS)?
+                .execute((before(METRICS), STEP))?
+                > 0;
             Ok(dropped)
         })?;
         if !more {
@@ -88,7 +101,12 @@ fn drop_jobs(store: &SqliteStore, mark_id: u64, before_ms: i64) -> Result<bool, 
 
 /// Drops the finished jobs of from+1..=to.
 fn drop_range(store: &SqliteStore, from: u64, to: u64) -> Result<(), Fault> {
-    for statement in [sql::DROP_JOBS, sql::DROP_ATTEMPTS, sql::DROP_MARKS, sql::DROP_ENDS] {
+    for statement in [
+        sql::DROP_JOBS,
+        sql::DROP_ATTEMPTS,
+        sql::DROP_MARKS,
+        sql::DROP_ENDS,
+    ] {
         store.db.prepare_cached(statement)?.execute((from, to))?;
     }
     store.db.prepare_cached(sql::META_PURGED)?.execute([to])?;

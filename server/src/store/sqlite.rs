@@ -28,8 +28,7 @@ use crate::store::lock::Lock;
 use crate::store::mark::Mark;
 use crate::store::retention::Housekeeping;
 use crate::store::seam::{
-    Batch, Commit, CommitError, KeyRecord, NewJob, Opening, Read, Store, StoreError,
-    StoreErrorKind,
+    Batch, Commit, CommitError, KeyRecord, NewJob, Opening, Read, Store, StoreError, StoreErrorKind,
 };
 use crate::store::{class, load, read, sql};
 
@@ -106,7 +105,9 @@ impl SqliteStore {
     #[doc(hidden)]
     pub fn limit_pages(&mut self, pages: u32) -> u32 {
         let limit = |db: &Connection| {
-            db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get(0))
+            db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| {
+                row.get(0)
+            })
         };
         limit(&self.db).unwrap_or(0)
     }
@@ -118,6 +119,8 @@ impl SqliteStore {
         work: impl FnOnce(&mut Self) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         let run = || {
+            // Nothing is lost with an unsynced step but the step.
+            self.set_synchronous(false)?;
             begin(&self.db, self.opening.epoch)?;
             let done = work(self)?;
             self.db.prepare_cached("COMMIT")?.raw_execute()?;
@@ -172,7 +175,11 @@ impl SqliteStore {
         ))?;
         self.db.prepare_cached("COMMIT")?.raw_execute()?;
         self.seq = seq;
-        let submitted = commit.submissions.iter().map(|batch| batch.jobs.len() as u64).sum();
+        let submitted = commit
+            .submissions
+            .iter()
+            .map(|batch| batch.jobs.len() as u64)
+            .sum();
         self.mark.count(submitted, &rows.ends);
         Ok(())
     }
@@ -189,7 +196,10 @@ impl SqliteStore {
             ))?;
         }
         let mut seq = self.seq;
-        for (statement, shares) in [(sql::ASSIGNED, &rows.assigned), (sql::STARTED, &rows.started)] {
+        for (statement, shares) in [
+            (sql::ASSIGNED, &rows.assigned),
+            (sql::STARTED, &rows.started),
+        ] {
             for share in shares {
                 seq += 1;
                 insert_share(db, statement, seq, share, &mut self.scratch)?;
@@ -201,7 +211,8 @@ impl SqliteStore {
             insert.raw_bind_parameter(2, again.fence.attempt.raw())?;
             insert.raw_bind_parameter(3, again.fence.epoch.raw())?;
             insert.raw_bind_parameter(4, again.worker.raw())?;
-            insert.raw_bind_parameter(5, again.started.map(|at| int(stamp.wall_of(at).millis())))?;
+            insert
+                .raw_bind_parameter(5, again.started.map(|at| int(stamp.wall_of(at).millis())))?;
             insert.raw_bind_parameter(6, int(stamp.wall_of(again.at).millis()))?;
             insert.raw_bind_parameter(7, again.reason.code())?;
             bind_detail(&mut insert, again.detail.as_deref())?;
@@ -233,7 +244,9 @@ impl SqliteStore {
         let error = fault.told(&self.path, "write");
         let rolled_back = roll_back(&self.db);
         match error.kind {
-            StoreErrorKind::Full | StoreErrorKind::Busy | StoreErrorKind::ReadOnly if rolled_back => {
+            StoreErrorKind::Full | StoreErrorKind::Busy | StoreErrorKind::ReadOnly
+                if rolled_back =>
+            {
                 CommitError::Refused(error)
             }
             StoreErrorKind::Full
@@ -310,9 +323,6 @@ impl Store for SqliteStore {
         if let Some(error) = &self.dead {
             return Err(error.clone());
         }
-        // Nothing is lost with an unsynced step but the step.
-        self.set_synchronous(false)
-            .map_err(|fault| fault.told(&self.path, "tidy"))?;
         Ok(self.move_mark()? || self.retain(stamp)?)
     }
 
@@ -320,7 +330,8 @@ impl Store for SqliteStore {
         let Self { db, path, .. } = *self;
         // What was written unsynced is synced by the checkpoint that closing the last connection makes.
         let told = |error: rusqlite::Error| Fault::from(error).told(&path, "close");
-        db.execute_batch("PRAGMA synchronous = FULL; PRAGMA optimize;").map_err(told)?;
+        db.execute_batch("PRAGMA synchronous = FULL; PRAGMA optimize;")
+            .map_err(told)?;
         db.close().map_err(|(_, error)| told(error))
     }
 }
@@ -332,13 +343,22 @@ fn check(commit: &Commit<'_>) {
         assert!(batch.first.raw() > last, "batches come in id order");
         last = batch.first.raw() + (batch.jobs.len() as u64).saturating_sub(1);
     }
-    assert!(last < commit.ids_through.raw(), "ids are promised before they are used");
+    assert!(
+        last < commit.ids_through.raw(),
+        "ids are promised before they are used"
+    );
 }
 
 fn begin(db: &Connection, epoch: Epoch) -> Result<(), Fault> {
     db.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
-    let last: u32 = db.prepare_cached(sql::EPOCH_LAST)?.query_row([], |row| row.get(0))?;
-    if last == epoch.raw() { Ok(()) } else { Err(Fault::Deposed) }
+    let last: u32 = db
+        .prepare_cached(sql::EPOCH_LAST)?
+        .query_row([], |row| row.get(0))?;
+    if last == epoch.raw() {
+        Ok(())
+    } else {
+        Err(Fault::Deposed)
+    }
 }
 
 /// Whether no transaction is open any more. SQLite rolls back by itself on some errors, and a second ROLLBACK would hide
@@ -353,7 +373,9 @@ fn insert_jobs(db: &Connection, stamp: &Stamp, batches: &[Batch]) -> Result<(), 
     }
     let mut insert = JobInsert::new(db)?;
     for batch in batches {
-        insert.statement.raw_bind_parameter(5, int(stamp.wall_of(batch.at).millis()))?;
+        insert
+            .statement
+            .raw_bind_parameter(5, int(stamp.wall_of(batch.at).millis()))?;
         insert.statement.raw_bind_parameter(6, &*batch.by)?;
         for (id, job) in (batch.first.raw()..).zip(&batch.jobs) {
             insert.job(stamp, id, job)?;
@@ -475,7 +497,14 @@ fn insert_ends(db: &Connection, stamp: &Stamp, ends: &[&Ended]) -> Result<(), Fa
         insert.raw_bind_parameter(1, end.job.raw().cast_signed())?;
         let head = |end: &Ended| {
             let fence = end.fence.map(|fence| (fence.attempt, fence.epoch));
-            (fence, end.worker, end.started, end.at, end.reason, end.state)
+            (
+                fence,
+                end.worker,
+                end.started,
+                end.at,
+                end.reason,
+                end.state,
+            )
         };
         if bound.is_none_or(|last| head(last) != head(end)) {
             insert.raw_bind_parameter(2, end.fence.map_or(0, |fence| fence.attempt.raw()))?;
@@ -659,7 +688,9 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
     }
     let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
-        let what = format!("cannot use a write-ahead log here (journal mode {mode}); use a local file system");
+        let what = format!(
+            "cannot use a write-ahead log here (journal mode {mode}); use a local file system"
+        );
         return Err(Fault::Refused(StoreErrorKind::Io, what));
     }
     db.execute_batch(&format!(
@@ -764,11 +795,20 @@ fn read_classes(db: &Connection) -> Result<Vec<Arc<hostler_engine::Class>>, Faul
 
 fn random(bytes: &mut [u8]) -> Result<(), Fault> {
     getrandom::fill(bytes).map_err(|error| {
-        Fault::Refused(StoreErrorKind::Io, format!("needs random bytes, and the kernel gives none: {error}"))
+        Fault::Refused(
+            StoreErrorKind::Io,
+            format!("needs random bytes, and the kernel gives none: {error}"),
+        )
     })
 }
 
 /// A row that is there or not.
-pub(super) fn exists(statement: &mut Statement<'_>, params: impl rusqlite::Params) -> Result<bool, Fault> {
-    Ok(statement.query_row(params, |_| Ok(())).optional()?.is_some())
+pub(super) fn exists(
+    statement: &mut Statement<'_>,
+    params: impl rusqlite::Params,
+) -> Result<bool, Fault> {
+    Ok(statement
+        .query_row(params, |_| Ok(()))
+        .optional()?
+        .is_some())
 }
