@@ -41,7 +41,8 @@ pub(super) struct Mark {
     seq: i64,
     /// Known once the store has been loaded; before that the mark does not move.
     tally: Option<Tally>,
-    finished_min: u64,
+    /// It moves whether that pays or not.
+    eager: bool,
 }
 
 #[derive(Debug)]
@@ -57,7 +58,7 @@ impl Mark {
             id,
             seq,
             tally: None,
-            finished_min: FINISHED_MIN,
+            eager: false,
         }
     }
 
@@ -114,16 +115,16 @@ impl Mark {
     }
 
     fn is_worth_moving(&self) -> bool {
-        let worth = |tally: &Tally| tally.finished_above > self.finished_min + tally.live;
+        let worth = |tally: &Tally| self.eager || tally.finished_above > FINISHED_MIN + tally.live;
         self.tally.as_ref().is_some_and(worth)
     }
 }
 
 impl SqliteStore {
-    /// Moves the mark once so many finished jobs lie above it (for tests: 64 Ki take their time).
+    /// Moves the mark in every idle moment, so that a test need not finish 64 Ki jobs first.
     #[doc(hidden)]
-    pub fn move_mark_after(&mut self, finished: u64) {
-        self.mark.finished_min = finished;
+    pub fn move_mark_eagerly(&mut self) {
+        self.mark.eager = true;
     }
 
     /// One step, if one is worth it. True if there may be more to do.
