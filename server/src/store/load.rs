@@ -15,7 +15,7 @@ use hostler_wire::{Attempt, Epoch, Fence, JobId, Priority, WorkerId};
 use rusqlite::{Connection, Row, ToSql};
 
 use crate::store::recover::{History, IdSet, Runs, Waiting};
-use crate::store::sqlite::{Fault, SqliteStore, job_id, joined, reason, split};
+use crate::store::sqlite::{Fault, SqliteStore, job_id, joined, read_classes, reason, split};
 use crate::store::{ranges, sql};
 
 /// Histories by job, of jobs that have not ended.
@@ -26,13 +26,7 @@ pub(super) fn load(store: &mut SqliteStore, each: &mut dyn FnMut(Restore)) -> Re
     let db = &store.db;
     // One snapshot for all of it.
     db.execute_batch("BEGIN")?;
-    let found = Recovery::read(
-        db,
-        store.mark.id(),
-        store.mark.seq(),
-        &store.opening.classes,
-    )
-    .and_then(|recovery| {
+    let found = Recovery::read(db, store.mark.id(), store.mark.seq()).and_then(|recovery| {
         let live = recovery.give(db, each)?;
         Ok((live, recovery.ended.len()))
     });
@@ -52,17 +46,12 @@ struct Recovery {
 }
 
 impl Recovery {
-    fn read(
-        db: &Connection,
-        mark_id: u64,
-        mark_seq: i64,
-        classes: &[Arc<Class>],
-    ) -> Result<Self, Fault> {
+    fn read(db: &Connection, mark_id: u64, mark_seq: i64) -> Result<Self, Fault> {
         let mut recovery = Self {
             mark_id,
-            classes: classes
-                .iter()
-                .map(|class| (class.id, Arc::clone(class)))
+            classes: read_classes(db)?
+                .into_iter()
+                .map(|class| (class.id, class))
                 .collect(),
             ended: IdSet::default(),
             histories: Histories::new(),

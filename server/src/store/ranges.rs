@@ -1,26 +1,27 @@
 //! Many attempts in few bytes: ranges of jobs with consecutive ids and the same attempt number, as three LEB128 numbers
-//! each: the first job's distance from the end of the range before, how many, the attempt.
+//! each: the first job's distance from the first of the range before, how many, the attempt.
 //!
 //! A worker's share of one commit is most often one range, so a row of `assigned` costs some five bytes however many jobs
 //! it names.
 
 use hostler_wire::{Attempt, JobId};
 
-/// Appends the encoding of `attempts`, which are sorted by job.
+/// Appends the encoding of `attempts`, which are sorted. (A job may be there twice, if it came back and was given out
+/// again within one commit.)
 pub(super) fn encode(attempts: &[(JobId, Attempt)], into: &mut Vec<u8>) {
     let mut rest = attempts;
-    let mut end = 0;
+    let mut before = 0;
     while let Some(&(first, attempt)) = rest.first() {
         let run = rest
             .iter()
             .zip(first.raw()..)
             .take_while(|&(&(job, number), expected)| job.raw() == expected && number == attempt)
             .count();
-        debug_assert!(first.raw() >= end, "attempts are sorted by job");
-        put(first.raw() - end, into);
+        debug_assert!(first.raw() >= before, "attempts are sorted by job");
+        put(first.raw() - before, into);
         put(run as u64, into);
         put(u64::from(attempt.raw()), into);
-        end = first.raw() + run as u64;
+        before = first.raw();
         rest = &rest[run..];
     }
 }
@@ -30,13 +31,13 @@ pub(super) fn decode(
     mut bytes: &[u8],
     mut each: impl FnMut(JobId, Attempt),
 ) -> Result<(), Garbled> {
-    let mut end = 0_u64;
+    let mut before = 0_u64;
     while !bytes.is_empty() {
-        let first = end.checked_add(take(&mut bytes)?).ok_or(Garbled)?;
+        let first = before.checked_add(take(&mut bytes)?).ok_or(Garbled)?;
         let count = take(&mut bytes)?;
         let attempt = u16::try_from(take(&mut bytes)?).ok().and_then(Attempt::new);
         let attempt = attempt.ok_or(Garbled)?;
-        end = first.checked_add(count).ok_or(Garbled)?;
+        let end = first.checked_add(count).ok_or(Garbled)?;
         if count == 0
             || count > RANGE_MAX
             || JobId::new(first).is_none()
@@ -47,6 +48,7 @@ pub(super) fn decode(
         for job in (first..end).filter_map(JobId::new) {
             each(job, attempt);
         }
+        before = first;
     }
     Ok(())
 }
@@ -106,7 +108,14 @@ mod tests {
 
     #[test]
     fn gaps_and_other_attempt_numbers_begin_new_ranges() {
-        let given = attempts(&[(1, 1), (2, 1), (3, 2), (9, 65_535), (JobId::MAX.raw(), 1)]);
+        let given = attempts(&[
+            (1, 1),
+            (2, 1),
+            (3, 2),
+            (3, 3),
+            (9, 65_535),
+            (JobId::MAX.raw(), 1),
+        ]);
         let mut bytes = Vec::new();
         encode(&given, &mut bytes);
         assert_eq!(decoded(&bytes), Ok(given));

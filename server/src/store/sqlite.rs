@@ -779,7 +779,8 @@ fn read_opening(db: &Connection, epoch: Epoch, epoch_nonce: [u8; 16]) -> Result<
     Ok(Found { opening, mark, seq })
 }
 
-fn read_classes(db: &Connection) -> Result<Vec<Arc<hostler_engine::Class>>, Fault> {
+/// Every class known.
+pub(super) fn read_classes(db: &Connection) -> Result<Vec<Arc<hostler_engine::Class>>, Fault> {
     let mut statement = db.prepare(sql::CLASSES)?;
     let mut rows = statement.query([])?;
     let mut classes = Vec::new();
