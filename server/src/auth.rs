@@ -294,7 +294,10 @@ mod tests {
         let first = Auth::open(&config(&dir)).unwrap();
         let admin = header(&dir, ADMIN_FILE);
         for file in [ADMIN_FILE, WORKER_FILE] {
-            let mode = fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
+            let mode = fs::metadata(dir.path().join(file))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
         let second = Auth::open(&config(&dir)).unwrap();
@@ -311,11 +314,20 @@ mod tests {
         let auth = Auth::open(&config(&dir)).unwrap();
         Auth::open(&config(&other)).unwrap();
         assert_eq!(auth.admin(None), Err(Denied::Missing));
-        assert_eq!(auth.admin(Some(&header(&dir, WORKER_FILE))), Err(Denied::Role));
-        assert_eq!(auth.admin(Some(&header(&other, ADMIN_FILE))), Err(Denied::Unknown));
+        assert_eq!(
+            auth.admin(Some(&header(&dir, WORKER_FILE))),
+            Err(Denied::Role)
+        );
+        assert_eq!(
+            auth.admin(Some(&header(&other, ADMIN_FILE))),
+            Err(Denied::Unknown)
+        );
         for wrong in ["Bearer x", "Basic abc", "", "Bearer", "bearer \u{e9}"] {
             let denied = auth.admin(Some(wrong.as_bytes()));
-            assert!(matches!(denied, Err(Denied::Malformed(_))), "{wrong:?}: {denied:?}");
+            assert!(
+                matches!(denied, Err(Denied::Malformed(_))),
+                "{wrong:?}: {denied:?}"
+            );
         }
     }
 
@@ -347,10 +359,16 @@ mod tests {
         let (admin, worker) = (dir.path().join(ADMIN_FILE), dir.path().join(WORKER_FILE));
         fs::copy(&worker, &admin).unwrap();
         let error = Auth::open(&config(&dir)).unwrap_err().to_string();
-        assert!(error.contains("admin.token") && error.contains("not for admin"), "{error}");
+        assert!(
+            error.contains("admin.token") && error.contains("not for admin"),
+            "{error}"
+        );
         fs::write(&admin, "hostler_admin_half").unwrap();
         let error = Auth::open(&config(&dir)).unwrap_err().to_string();
-        assert!(error.contains("admin.token") && !error.contains("half"), "{error}");
+        assert!(
+            error.contains("admin.token") && !error.contains("half"),
+            "{error}"
+        );
     }
 
     #[test]

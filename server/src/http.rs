@@ -71,7 +71,7 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What HTTP works with: the other threads' ends, and what the server knows of itself.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Parts {
     /// Takes submissions and purges.
     pub writer: store::writer::Handle,
@@ -116,7 +116,11 @@ impl Handle {
 
     /// Waits for the threads, after `stop`.
     pub fn join(self) {
-        self.stop.send_if_modified(|stop| stop.is_none().then(|| *stop = Some(Duration::ZERO)).is_some());
+        self.stop.send_if_modified(|stop| {
+            stop.is_none()
+                .then(|| *stop = Some(Duration::ZERO))
+                .is_some()
+        });
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("an HTTP thread panicked");
@@ -136,7 +140,9 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
             // Clones of one socket: with SO_REUSEPORT a second server would share the port in silence.
             let listener = listener.try_clone()?;
             let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             std::thread::Builder::new()
                 .name(format!("http-{number}"))
                 .spawn(move || runtime.block_on(accept(listener, shared, stopped)))
@@ -165,7 +171,9 @@ struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("parts", &self.parts).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -195,7 +203,8 @@ impl Shared {
     /// The client's name for the request, or a new one.
     fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
         let theirs = headers.get(X_REQUEST_ID).filter(|id| {
-            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+                && id.as_bytes().iter().all(u8::is_ascii_graphic)
         });
         theirs.cloned().unwrap_or_else(|| {
             let number = self.ids.fetch_add(1, Ordering::Relaxed);
@@ -232,7 +241,10 @@ async fn accept(
     drop(listener);
     let within = stopping.borrow().unwrap_or_default();
     if tokio::time::timeout(within, here.empty()).await.is_err() {
-        tracing::warn!(open = here.open.load(Ordering::Relaxed), "connections were cut at the end");
+        tracing::warn!(
+            open = here.open.load(Ordering::Relaxed),
+            "connections were cut at the end"
+        );
     }
 }
 
@@ -297,7 +309,8 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
     }
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let detail = format!("{max} connections are open (limits.http_connections_max); try again later");
+        let detail =
+            format!("{max} connections are open (limits.http_connections_max); try again later");
         let answer = problem::raw(Code::Connections, &detail);
         // A few hundred bytes always fit into a fresh socket's buffer.
         if stream.writable().await.is_ok() && stream.try_write(&answer).is_ok() {
@@ -404,7 +417,10 @@ async fn asked<T>(reply: oneshot::Receiver<T>) -> Result<T, Box<Refusal>> {
         Ok(Err(_dropped)) => Err(problem::stopping()),
         Err(_elapsed) => Err(Refusal::new(
             Code::NoAnswer,
-            format!("no answer within {} s; the server is overloaded", ANSWER_TIMEOUT.as_secs()),
+            format!(
+                "no answer within {} s; the server is overloaded",
+                ANSWER_TIMEOUT.as_secs()
+            ),
         )),
     }
 }
@@ -439,7 +455,9 @@ mod tests {
 
     #[test]
     fn a_panic_in_an_endpoint_is_its_own_500() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         let outcome = runtime.block_on(caught(async { panic!("a mistake") }));
         let refusal = outcome.unwrap_err();
         assert_eq!(refusal.code, Code::Internal);

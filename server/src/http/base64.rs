@@ -25,7 +25,11 @@ pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(4) {
         return None;
     }
-    let padding = text.iter().rev().take_while(|letter| **letter == b'=').count();
+    let padding = text
+        .iter()
+        .rev()
+        .take_while(|letter| **letter == b'=')
+        .count();
     if padding > 2 {
         return None;
     }
@@ -82,7 +86,9 @@ mod tests {
 
     #[test]
     fn what_is_no_encoding_is_none() {
-        for text in ["Z", "Zg", "Zg=", "Zg=a", "Zh==", "Z===", "====", "Zm9v\n", "Z-9v"] {
+        for text in [
+            "Z", "Zg", "Zg=", "Zg=a", "Zh==", "Z===", "====", "Zm9v\n", "Z-9v",
+        ] {
             assert_eq!(decode(text), None, "{text:?}");
         }
     }

@@ -53,11 +53,16 @@ impl Body {
     }
 
     pub(super) fn json<T: Serialize>(value: &T) -> Self {
-        Self::full(serde_json::to_vec(value).expect("answers have string keys and no failing parts"))
+        Self::full(
+            serde_json::to_vec(value).expect("answers have string keys and no failing parts"),
+        )
     }
 
-    /// Pieces as they are made: whoever makes them waits for the client to read.
-    pub(super) fn pieces(receiver: mpsc::Receiver<Result<Bytes, Cut>>, length: Option<u64>) -> Self {
+    /// Pieces as they are made: whoever makes them waits for the client to read, and ends them with an empty one.
+    pub(super) fn pieces(
+        receiver: mpsc::Receiver<Result<Bytes, Cut>>,
+        length: Option<u64>,
+    ) -> Self {
         Self {
             kind: Kind::Pieces {
                 receiver,
@@ -90,6 +95,8 @@ impl hyper::body::Body for Body {
                     return Poll::Ready(None);
                 }
                 match ready!(receiver.poll_recv(cx)) {
+                    // Its maker says that it is whole.
+                    Some(Ok(piece)) if piece.is_empty() && left.is_none() => Poll::Ready(None),
                     Some(Ok(mut piece)) => {
                         if let Some(left) = left {
                             let most = usize::try_from(*left).unwrap_or(usize::MAX);
@@ -99,10 +106,7 @@ impl hyper::body::Body for Body {
                         Poll::Ready(Some(Ok(Frame::data(piece))))
                     }
                     Some(Err(cut)) => Poll::Ready(Some(Err(cut))),
-                    None if left.is_some() => {
-                        Poll::Ready(Some(Err(Cut("less output than was promised"))))
-                    }
-                    None => Poll::Ready(None),
+                    None => Poll::Ready(Some(Err(Cut("it ended before it was whole")))),
                 }
             }
         }
@@ -118,7 +122,9 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Pieces { left: Some(left), .. } => SizeHint::with_exact(*left),
+            Kind::Pieces {
+                left: Some(left), ..
+            } => SizeHint::with_exact(*left),
             Kind::Pieces { left: None, .. } => SizeHint::default(),
         }
     }
@@ -133,7 +139,9 @@ pub(super) async fn read(
     let too_large = || {
         Refusal::new(
             Code::BodyTooLarge,
-            format!("a request's body may have {bytes_max} bytes; send a batch in several requests"),
+            format!(
+                "a request's body may have {bytes_max} bytes; send a batch in several requests"
+            ),
         )
     };
     if body.size_hint().lower() > bytes_max as u64 {
@@ -149,10 +157,7 @@ pub(super) async fn read(
         )),
         Err(_elapsed) => Err(Refusal::new(
             Code::BodyTimeout,
-            format!(
-                "the body was not there after {} ms",
-                timeout.as_millis()
-            ),
+            format!("the body was not there after {} ms", timeout.as_millis()),
         )),
     }
 }

@@ -101,7 +101,8 @@ impl Socket {
             let mut gone = 0;
             while gone < BYTES_MAX {
                 let mut buffer = ReadBuf::new(&mut scratch);
-                std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut buffer)).await?;
+                std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut buffer))
+                    .await?;
                 match buffer.filled().len() {
                     0 => break,
                     n => gone += n,
@@ -159,7 +160,11 @@ impl Socket {
         self.conn.linger();
     }
 
-    fn watch_write<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn watch_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if poll.is_ready() {
             self.write_deadline = None;
             return poll;
@@ -176,7 +181,9 @@ impl Socket {
 }
 
 fn contains(bytes: &[u8], word: &[u8]) -> bool {
-    bytes.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
+    bytes
+        .windows(word.len())
+        .any(|window| window.eq_ignore_ascii_case(word))
 }
 
 impl AsyncRead for Socket {

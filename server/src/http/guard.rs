@@ -45,7 +45,12 @@ pub(super) fn check(
     if has_body {
         media(&head.headers)?;
     }
-    if head.uri.path_and_query().map_or(0, |path| path.as_str().len()) > URI_BYTES_MAX {
+    if head
+        .uri
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len())
+        > URI_BYTES_MAX
+    {
         return Err(Refusal::new(
             Code::UriTooLong,
             format!("path and query together may have {URI_BYTES_MAX} bytes"),
@@ -67,7 +72,12 @@ pub(super) fn media(headers: &HeaderMap) -> Result<Media, Box<Refusal>> {
     };
     let text = value.to_str().unwrap_or_default();
     let mut parts = text.split(';').map(str::trim);
-    let media = match parts.next().unwrap_or_default().to_ascii_lowercase().as_str() {
+    let media = match parts
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase()
+        .as_str()
+    {
         "application/json" => Media::Json,
         "application/x-ndjson" => Media::Ndjson,
         _ => return Err(wrong("the body's Content-Type is not JSON")),
@@ -106,7 +116,10 @@ fn host(head: &request::Parts) -> Result<Authority, Box<Refusal>> {
 
 fn is_ours(config: &Config, host: &Authority) -> bool {
     let name = host.host();
-    let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    let literal = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'))
+        .unwrap_or(name);
     if let Ok(address) = literal.parse::<IpAddr>() {
         // Rebinding needs a name: where the server listens on all addresses, any literal one is honest.
         return address.is_loopback()
@@ -115,7 +128,10 @@ fn is_ours(config: &Config, host: &Authority) -> bool {
     }
     let name = name.strip_suffix('.').unwrap_or(name);
     name.eq_ignore_ascii_case("localhost")
-        || config.allowed_hosts.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+        || config
+            .allowed_hosts
+            .iter()
+            .any(|ours| ours.eq_ignore_ascii_case(name))
 }
 
 fn same_site(headers: &HeaderMap, host: &Authority) -> Result<(), Box<Refusal>> {
@@ -127,12 +143,16 @@ fn same_site(headers: &HeaderMap, host: &Authority) -> Result<(), Box<Refusal>> 
     };
     for site in headers.get_all("sec-fetch-site") {
         if site != "same-origin" && site != "none" {
-            return Err(foreign("the browser says the request comes from another site"));
+            return Err(foreign(
+                "the browser says the request comes from another site",
+            ));
         }
     }
     for origin in headers.get_all(header::ORIGIN) {
         let text = origin.to_str().unwrap_or_default();
-        let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        let authority = text
+            .strip_prefix("http://")
+            .or_else(|| text.strip_prefix("https://"));
         if !authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_str())) {
             return Err(foreign("the Origin is not this server"));
         }
@@ -160,10 +180,23 @@ mod tests {
         let mut config = Config::new("/nowhere".into());
         config.allowed_hosts = vec!["jobs.example".into()];
         let ask = |host: &str| verdict(&config, "/jobs", &[("host", host)]);
-        for good in ["127.0.0.1:7440", "localhost", "LOCALHOST:1", "[::1]:7440", "jobs.example.", "127.9.9.9"] {
+        for good in [
+            "127.0.0.1:7440",
+            "localhost",
+            "LOCALHOST:1",
+            "[::1]:7440",
+            "jobs.example.",
+            "127.9.9.9",
+        ] {
             assert_eq!(ask(good), Ok(()), "{good}");
         }
-        for foreign in ["evil.example", "10.0.0.1", "localhost.evil.example", "127.0.0.1.evil.example", "x"] {
+        for foreign in [
+            "evil.example",
+            "10.0.0.1",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "x",
+        ] {
             assert_eq!(ask(foreign), Err(Code::HostNotAllowed), "{foreign}");
         }
         for broken in ["", "a b", "u@localhost", "localhost:x:y"] {
@@ -173,7 +206,10 @@ mod tests {
         let twice = [("host", "localhost"), ("host", "localhost")];
         assert_eq!(verdict(&config, "/jobs", &twice), Err(Code::BadHost));
         let target = "http://evil.example/jobs";
-        assert_eq!(verdict(&config, target, &[("host", "localhost")]), Err(Code::BadHost));
+        assert_eq!(
+            verdict(&config, target, &[("host", "localhost")]),
+            Err(Code::BadHost)
+        );
     }
 
     #[test]
@@ -189,12 +225,22 @@ mod tests {
     fn other_sites_are_refused() {
         let config = Config::new("/nowhere".into());
         let ask = |name: &str, value: &str| {
-            verdict(&config, "/jobs/1", &[("host", "localhost:7440"), (name, value)])
+            verdict(
+                &config,
+                "/jobs/1",
+                &[("host", "localhost:7440"), (name, value)],
+            )
         };
         assert_eq!(ask("origin", "http://localhost:7440"), Ok(()));
         assert_eq!(ask("sec-fetch-site", "same-origin"), Ok(()));
         assert_eq!(ask("sec-fetch-site", "none"), Ok(()));
-        for origin in ["null", "http://evil.example", "http://localhost:8000", "http://localhost", ""] {
+        for origin in [
+            "null",
+            "http://evil.example",
+            "http://localhost:8000",
+            "http://localhost",
+            "",
+        ] {
             assert_eq!(ask("origin", origin), Err(Code::CrossSite), "{origin}");
         }
         for site in ["cross-site", "same-site", "huh"] {
@@ -212,7 +258,12 @@ mod tests {
         assert_eq!(ask("application/json"), Ok(Media::Json));
         assert_eq!(ask("Application/JSON; charset=UTF-8"), Ok(Media::Json));
         assert_eq!(ask("application/x-ndjson"), Ok(Media::Ndjson));
-        for other in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/json; charset=latin1"] {
+        for other in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data",
+            "application/json; charset=latin1",
+        ] {
             assert_eq!(ask(other), Err(Code::MediaType), "{other}");
         }
         assert!(media(&HeaderMap::new()).is_err());

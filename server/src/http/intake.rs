@@ -44,7 +44,7 @@ const ERRORS_MAX: usize = 32;
 /// Losses a job survives where it does not say.
 const MAX_LOSSES: u16 = 3;
 /// What a draft weighs in memory beside its body, roughly.
-const DRAFT_BYTES: usize = 160;
+pub(super) const DRAFT_BYTES: usize = 160;
 
 /// What a request's bytes mean.
 #[derive(Debug)]
@@ -254,7 +254,10 @@ impl<'c> Intake<'c> {
         Ok(Draft {
             class,
             priority: priority(job.priority)?,
-            name: job.name.map(|name| text("/name", &name).map(|()| name.into())).transpose()?,
+            name: job
+                .name
+                .map(|name| text("/name", &name).map(|()| name.into()))
+                .transpose()?,
             labels: labels(&job.labels)?,
             due: times.due,
             expires: times.expires,
@@ -277,7 +280,10 @@ impl<'c> Intake<'c> {
             (None, Some(_)) => Kind::Handler,
             (None, None) => return Err(wrong("", "a job needs `command` or `handler`")),
             (Some(_), Some(_)) => {
-                return Err(wrong("/handler", "a job has `command` or `handler`, not both"));
+                return Err(wrong(
+                    "/handler",
+                    "a job has `command` or `handler`, not both",
+                ));
             }
         };
         allowed(self.config, kind).map_err(|detail| Wrong {
@@ -296,7 +302,10 @@ impl<'c> Intake<'c> {
         let spec = ClassSpec {
             queue: self.queue(job.queue.as_deref().unwrap_or("default"))?,
             kind,
-            retry: job.retry.as_ref().map_or_else(|| Ok(Retry::default()), retry)?,
+            retry: job
+                .retry
+                .as_ref()
+                .map_or_else(|| Ok(Retry::default()), retry)?,
             max_losses: match job.max_losses {
                 None => MAX_LOSSES,
                 Some(n) => u16::try_from(n)
@@ -316,10 +325,16 @@ impl<'c> Intake<'c> {
             return self.last;
         }
         let found = if classes.len() <= LOOKED_THROUGH_MAX {
-            classes.iter().position(|other| *other == spec).map(|n| n as u32)
+            (0..)
+                .zip(&*classes)
+                .find(|(_, other)| **other == spec)
+                .map(|(n, _)| n)
         } else {
             if self.known.is_empty() {
-                self.known = (0..).zip(&*classes).map(|(n, spec)| (spec.clone(), n)).collect();
+                self.known = (0..)
+                    .zip(&*classes)
+                    .map(|(n, spec)| (spec.clone(), n))
+                    .collect();
             }
             self.known.get(&spec).copied()
         };
@@ -389,7 +404,10 @@ impl<'c> Intake<'c> {
             ("/stdin_b64", job.stdin_b64.is_some()),
         ];
         if let Some((pointer, _)) = of_commands.iter().find(|(_, given)| *given) {
-            return Err(wrong(*pointer, "is for commands; a handler gets its `payload`"));
+            return Err(wrong(
+                *pointer,
+                "is for commands; a handler gets its `payload`",
+            ));
         }
         let payload = match &job.payload {
             None => Bytes::from_static(b"null"),
@@ -486,7 +504,12 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
 fn not_text(body: &[u8], at: usize) -> Box<Refusal> {
     let before = &body[..at];
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let column = at - before.iter().rposition(|byte| *byte == b'\n').map_or(0, |n| n + 1) + 1;
+    let column = at
+        - before
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |n| n + 1)
+        + 1;
     let detail = format!("not UTF-8 at line {line} column {column}");
     let mut refusal = Refusal::new(Code::MalformedJson, &*detail);
     refusal.errors.push(FieldError {
@@ -512,9 +535,14 @@ fn broken(text: &str, error: &serde_json::Error, line: Option<(usize, u64)>) -> 
         },
         detail: match (code, line) {
             (Code::MalformedJson, None) => {
-                format!("{} at line {} column {}", shape.detail, shape.line, shape.column)
+                format!(
+                    "{} at line {} column {}",
+                    shape.detail, shape.line, shape.column
+                )
             }
-            (Code::MalformedJson, Some(_)) => format!("{} at column {}", shape.detail, shape.column),
+            (Code::MalformedJson, Some(_)) => {
+                format!("{} at column {}", shape.detail, shape.column)
+            }
             _ => shape.detail,
         },
         line: match (code, line) {
@@ -610,7 +638,11 @@ fn times(job: &JobRequest<'_>) -> Checked<Times> {
             _ => false,
         };
         if never {
-            let suffix = if matches!(end, Some(Moment::In(_))) { "_ms" } else { "_at" };
+            let suffix = if matches!(end, Some(Moment::In(_))) {
+                "_ms"
+            } else {
+                "_at"
+            };
             return Err(wrong(
                 format!("{pointer}{suffix}"),
                 "is over before the job may run",
@@ -648,7 +680,12 @@ fn retry(asked: &RetryRequest<'_>) -> Checked<Retry> {
     };
     let backoff = millis("/retry/backoff_ms", asked.backoff_ms, 0, DURATION_MS_MAX)?
         .unwrap_or(default.backoff);
-    let most = millis("/retry/max_backoff_ms", asked.max_backoff_ms, 0, DURATION_MS_MAX)?;
+    let most = millis(
+        "/retry/max_backoff_ms",
+        asked.max_backoff_ms,
+        0,
+        DURATION_MS_MAX,
+    )?;
     if asked.backoff_ms.is_some() && most.is_some_and(|most| most < backoff) {
         return Err(wrong("/retry/max_backoff_ms", "is below backoff_ms"));
     }
@@ -721,7 +758,10 @@ fn rule(asked: &RuleRequest<'_>) -> Option<Rule> {
 
 fn later(asked: &[u64]) -> Checked<Box<[u8]>> {
     if asked.len() > RULES_MAX {
-        return Err(wrong("/retry/later", format!("may have {RULES_MAX} entries")));
+        return Err(wrong(
+            "/retry/later",
+            format!("may have {RULES_MAX} entries"),
+        ));
     }
     let code = |(index, n): (usize, &u64)| {
         u8::try_from(*n).ok().filter(|n| *n >= 1).ok_or_else(|| {
@@ -750,7 +790,9 @@ fn labels(asked: &[(Cow<'_, str>, Cow<'_, str>)]) -> Checked<Option<Box<str>>> {
         if name.is_empty() || !fits(name) || !fits(value) {
             return Err(wrong(
                 pointer(),
-                format!("names and values have up to {NAME_BYTES_MAX} bytes without control characters"),
+                format!(
+                    "names and values have up to {NAME_BYTES_MAX} bytes without control characters"
+                ),
             ));
         }
         if json.len() > 1 {
@@ -782,7 +824,10 @@ fn shown(name: &str) -> String {
 
 fn command(job: &JobRequest<'_>) -> Checked<Command> {
     if job.payload.is_some() {
-        return Err(wrong("/payload", "is for handlers; a command gets `stdin`, arguments and `env`"));
+        return Err(wrong(
+            "/payload",
+            "is for handlers; a command gets `stdin`, arguments and `env`",
+        ));
     }
     Ok(Command {
         argv: argv(job)?,
@@ -841,12 +886,18 @@ fn env(asked: &[(Cow<'_, str>, Cow<'_, str>)]) -> Checked<Vec<(String, String)>>
     for (name, value) in asked {
         let pointer = || format!("/env/{}", shown(name));
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(wrong(pointer(), "a name may not be empty nor contain `=` or NUL"));
+            return Err(wrong(
+                pointer(),
+                "a name may not be empty nor contain `=` or NUL",
+            ));
         }
         if value.contains('\0') {
             return Err(wrong(pointer(), "contains a NUL, which no variable can"));
         }
-        if matches!(&**name, "HOSTLER_JOB_ID" | "HOSTLER_ATTEMPT" | "HOSTLER_FENCE") {
+        if matches!(
+            &**name,
+            "HOSTLER_JOB_ID" | "HOSTLER_ATTEMPT" | "HOSTLER_FENCE"
+        ) {
             return Err(wrong(pointer(), "is set by the worker"));
         }
     }
@@ -858,7 +909,10 @@ fn env(asked: &[(Cow<'_, str>, Cow<'_, str>)]) -> Checked<Vec<(String, String)>>
 
 fn stdin(job: &JobRequest<'_>) -> Checked<Option<Bytes>> {
     match (&job.stdin, &job.stdin_b64) {
-        (Some(_), Some(_)) => Err(wrong("/stdin_b64", "`stdin` and `stdin_b64` exclude each other")),
+        (Some(_), Some(_)) => Err(wrong(
+            "/stdin_b64",
+            "`stdin` and `stdin_b64` exclude each other",
+        )),
         (Some(text), None) if text.len() > BODY_BYTES_MAX => Err(too_large("/stdin", text.len())),
         (Some(text), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
         (None, Some(text)) => match super::base64::decode(text) {

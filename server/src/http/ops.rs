@@ -22,7 +22,11 @@ pub(super) async fn workers(
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
     Params::parse(head.uri.query(), &[])?;
-    let mut workers: Vec<WorkerView> = asked(ask_workers(parts)).await?.into_iter().map(view).collect();
+    let mut workers: Vec<WorkerView> = asked(ask_workers(parts))
+        .await?
+        .into_iter()
+        .map(view)
+        .collect();
     workers.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(json(&WorkerList { workers }))
 }

@@ -21,10 +21,14 @@ impl<'a> Params<'a> {
         known: &[&'static str],
     ) -> Result<Self, Box<Refusal>> {
         let mut pairs: Vec<(&'static str, Cow<'a, str>)> = Vec::new();
-        for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
+        for part in query
+            .unwrap_or_default()
+            .split('&')
+            .filter(|part| !part.is_empty())
+        {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             let (name, value) = (decode(name)?, decode(value)?);
-            let Some(name) = known.iter().find(|known| **known == *name) else {
+            let Some(name) = known.iter().find(|known| name == **known) else {
                 return Err(unknown(&name, known));
             };
             if pairs.iter().any(|(other, _)| other == name) {
@@ -58,7 +62,10 @@ impl<'a> Params<'a> {
         what: &str,
     ) -> Result<Option<T>, Box<Refusal>> {
         self.text(name)
-            .map(|text| text.parse().map_err(|_not| wrong(name, &format!("must be {what}"))))
+            .map(|text| {
+                text.parse()
+                    .map_err(|_not| wrong(name, &format!("must be {what}")))
+            })
             .transpose()
     }
 
@@ -83,10 +90,15 @@ impl<'a> Params<'a> {
         };
         if let Some(ago) = duration(text) {
             let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
-            return Ok(Some(Timestamp::from_millis(now.millis().saturating_sub(ago))));
+            return Ok(Some(Timestamp::from_millis(
+                now.millis().saturating_sub(ago),
+            )));
         }
         text.parse().map(Some).map_err(|error| {
-            wrong(name, &format!("must be a time or a duration such as 10m: {error}"))
+            wrong(
+                name,
+                &format!("must be a time or a duration such as 10m: {error}"),
+            )
         })
     }
 }
@@ -112,7 +124,9 @@ fn duration(text: &str) -> Option<Duration> {
         return None;
     }
     let span: jiff::Span = text.parse().ok()?;
-    let span = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?;
+    let span = span
+        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+        .ok()?;
     Duration::try_from(span).ok()
 }
 
@@ -143,7 +157,9 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Box<Refusal>> {
             other => other,
         });
     }
-    String::from_utf8(bytes).map(Cow::Owned).map_err(|_not_text| broken())
+    String::from_utf8(bytes)
+        .map(Cow::Owned)
+        .map_err(|_not_text| broken())
 }
 
 #[cfg(test)]
@@ -161,7 +177,10 @@ mod tests {
         let params = read("state=a%2Cb+c&limit=7&wait=1m30s&live").unwrap();
         assert_eq!(params.text("state"), Some("a,b c"));
         assert_eq!(params.number("limit", "a number").unwrap(), Some(7_u32));
-        assert_eq!(params.duration("wait").unwrap(), Some(Duration::from_secs(90)));
+        assert_eq!(
+            params.duration("wait").unwrap(),
+            Some(Duration::from_secs(90))
+        );
         assert_eq!(params.flag("live").unwrap(), Some(true));
         assert_eq!(params.text("since"), None);
     }
@@ -170,7 +189,10 @@ mod tests {
     fn times_are_absolute_or_so_long_ago() {
         let now = Timestamp::from_millis(1_000_000);
         let moment = |query| read(query).unwrap().moment("since", now);
-        assert_eq!(moment("since=10s").unwrap(), Some(Timestamp::from_millis(990_000)));
+        assert_eq!(
+            moment("since=10s").unwrap(),
+            Some(Timestamp::from_millis(990_000))
+        );
         assert_eq!(moment("since=2d").unwrap(), Some(Timestamp::from_millis(0)));
         let at = moment("since=1970-01-01T00:00:05Z").unwrap();
         assert_eq!(at, Some(Timestamp::from_millis(5_000)));
@@ -184,7 +206,10 @@ mod tests {
             ("limit=1&limit=2", Code::BadParameter, "?limit"),
         ] {
             let refusal = read(query).unwrap_err();
-            assert_eq!((refusal.code, refusal.errors[0].pointer.as_str()), (code, pointer));
+            assert_eq!(
+                (refusal.code, refusal.errors[0].pointer.as_str()),
+                (code, pointer)
+            );
         }
         assert!(read("stat=a").unwrap_err().detail.contains("`state`"));
         assert!(read("state=%zz").is_err());

@@ -166,7 +166,11 @@ impl Refusal {
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        headers.extend(self.headers.into_iter().map(|(name, value)| (Some(name), value)));
+        headers.extend(
+            self.headers
+                .into_iter()
+                .map(|(name, value)| (Some(name), value)),
+        );
         response
     }
 }
@@ -183,7 +187,11 @@ pub(super) fn raw(code: Code, detail: &str) -> Vec<u8> {
     };
     let json = serde_json::to_string(&problem).expect("a problem is made of strings and numbers");
     let status = StatusCode::from_u16(code.status()).expect("codes have statuses");
-    let retry = if code.status() == 503 { "retry-after: 1\r\n" } else { "" };
+    let retry = if code.status() == 503 {
+        "retry-after: 1\r\n"
+    } else {
+        ""
+    };
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
          {retry}connection: close\r\n\r\n{json}",
@@ -233,7 +241,9 @@ impl From<SubmitError> for Box<Refusal> {
                     "the job may or may not be on disk: {error}; repeat the request with the same Idempotency-Key"
                 ),
             ),
-            SubmitError::Busy { limit } if limit == "live_jobs_max" => Refusal::new(
+            SubmitError::Busy {
+                limit: "live_jobs_max",
+            } => Refusal::new(
                 Code::TooManyJobs,
                 "as many jobs as limits.live_jobs_max have not ended yet; try again when some have",
             ),
@@ -277,7 +287,10 @@ mod tests {
     fn codes_are_unique_snake_case_and_have_an_error_status() {
         let mut names: Vec<_> = Code::ALL.iter().map(|code| code.name()).collect();
         for (code, name) in Code::ALL.iter().zip(&names) {
-            assert!(name.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'), "{name}");
+            assert!(
+                name.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'),
+                "{name}"
+            );
             assert!((400..=503).contains(&code.status()), "{name}");
             assert!(!code.title().ends_with('.'), "{name}");
         }
@@ -288,11 +301,19 @@ mod tests {
 
     #[test]
     fn what_may_pass_says_when_to_try_again() {
-        let refusal: Box<Refusal> = SubmitError::Busy { limit: "live_jobs_max" }.into();
+        let refusal: Box<Refusal> = SubmitError::Busy {
+            limit: "live_jobs_max",
+        }
+        .into();
         let response = refusal.respond("/jobs", "r");
         assert_eq!(response.status(), 429);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
         let refusal: Box<Refusal> = SubmitError::Stopping.into();
-        assert!(refusal.respond("/jobs", "r").headers().contains_key(header::RETRY_AFTER));
+        assert!(
+            refusal
+                .respond("/jobs", "r")
+                .headers()
+                .contains_key(header::RETRY_AFTER)
+        );
     }
 }

@@ -54,15 +54,6 @@ pub(super) async fn status(
 }
 
 impl Known {
-    /// Where the job stands.
-    pub(super) fn state(&self) -> JobState {
-        match (&self.record.end, &self.status) {
-            (Some(end), _) => end.state,
-            (None, Some(status)) => status.state,
-            (None, None) => JobState::Queued,
-        }
-    }
-
     /// Everything there is to show. `live` says that the live part was asked for.
     pub(super) fn view(&self, live: bool) -> JobView {
         let mut view = summary(&self.record, self.status.as_deref());
@@ -114,10 +105,8 @@ pub(super) fn standing(view: &mut JobView, status: &JobStatus) {
     view.worker = status.worker.as_deref().map(str::to_owned);
     view.worker_connected = status.worker.is_some().then_some(status.worker_connected);
     view.started_at = status.started.map(time);
-    view.due_at = status.due.map(time).or(match status.state {
-        JobState::Scheduled => view.due_at,
-        _ => None,
-    });
+    let scheduled = status.state == JobState::Scheduled;
+    view.due_at = status.due.map(time).or(view.due_at.filter(|_| scheduled));
 }
 
 fn ended(view: &mut JobView, record: &Record, end: &EndRecord) {
@@ -128,7 +117,11 @@ fn ended(view: &mut JobView, record: &Record, end: &EndRecord) {
     view.worker = last.worker.as_deref().map(str::to_owned);
     view.started_at = last.started.map(time);
     view.finished_at = Some(time(last.finished));
-    let failed = record.attempts.iter().filter(|attempt| is_failure(attempt.reason)).count();
+    let failed = record
+        .attempts
+        .iter()
+        .filter(|attempt| is_failure(attempt.reason))
+        .count();
     let failed = failed + usize::from(end.state == JobState::Failed && is_failure(last.reason));
     view.failures = u16::try_from(failed).unwrap_or(u16::MAX);
     if let Some(detail) = &last.detail {

@@ -69,7 +69,10 @@ impl Routes {
         } else {
             let authorization = head.headers.get(header::AUTHORIZATION);
             let caller = parts.auth.admin(authorization.map(HeaderValue::as_bytes));
-            Some(caller.inspect_err(|denied| tracing::info!(?denied, "an HTTP request was refused"))?)
+            Some(
+                caller
+                    .inspect_err(|denied| tracing::info!(?denied, "an HTTP request was refused"))?,
+            )
         };
         let found = found.map_err(|_nothing| {
             Refusal::new(
@@ -98,11 +101,10 @@ impl Routes {
             (Route::Healthz, _) if reads => ops::healthz(),
             (Route::Readyz, _) if reads => ops::readyz(parts),
             (Route::Version, _) if reads => ops::version(parts),
-            _ => Err(Refusal::new(
-                Code::MethodNotAllowed,
-                format!("this path takes {methods}"),
-            )
-            .with(header::ALLOW, HeaderValue::from_static(methods))),
+            _ => Err(
+                Refusal::new(Code::MethodNotAllowed, format!("this path takes {methods}"))
+                    .with(header::ALLOW, HeaderValue::from_static(methods)),
+            ),
         }
     }
 }
