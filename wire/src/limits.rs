@@ -34,3 +34,9 @@ pub const STDERR_TAIL_BYTES_MAX: usize = 4_096;
 pub const CHUNK_BYTES_MAX: usize = 64 << 10;
 /// Most other addresses in a `NotLeader`.
 pub const ADDRESSES_MAX: usize = 16;
+/// Largest encoded body of one job: its content at the limit and a length before each argument and variable.
+pub const WORK_BYTES_MAX: usize = BODY_BYTES_MAX + 12 * ARGS_MAX + 1_024;
+/// Most epochs a resuming worker knows; attempts of older ones are void.
+pub const EPOCHS_MAX: usize = 1_024;
+/// Longest address: a host name of 255, a colon, a port.
+pub const ADDRESS_BYTES_MAX: usize = 261;
