@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hostler_tests::{
-    Cluster, PATIENCE, alive, elapsed, eventually, now, size, wait_for,
+    Cluster, PATIENCE, Request, alive, elapsed, eventually, now, size, wait_for,
 };
 use rustix::process::Pid;
 use serde_json::{Value, json};
@@ -208,7 +208,7 @@ fn a_purged_job_keeps_its_end_and_nothing_else() {
     assert_eq!(end["state"], "succeeded");
     assert!(!end.to_string().contains("secret-word"), "{end}");
     cluster.log(id, "stdout").problem(410);
-    cluster.client().post(format!("/jobs/{id}/retry"), &Value::Null).problem(410);
+    cluster.client().ask(Request::post(format!("/jobs/{id}/retry"))).problem(410);
 }
 
 /// A job that ignores TERM, and its child does too; their ids go to a file.

@@ -375,9 +375,8 @@ fn a_worker_frozen_beyond_the_grace_loses_its_job_and_its_late_word_changes_noth
 
 #[test]
 fn a_lock_of_a_killed_server_is_not_in_the_way_although_its_jobs_live_on() {
-    let scratch = hostler_tests::Scratch::new();
-    let gate = scratch.join("gate");
     let mut cluster = Cluster::start();
+    let gate = cluster.scratch().join("gate");
     let _worker = cluster.worker("w-1", 1);
     let id = cluster.submit(&json!({"command": until_exists(&gate)}));
     cluster.await_state(id, "running");
