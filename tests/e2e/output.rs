@@ -86,14 +86,17 @@ fn a_log_whose_socket_is_cut_is_whole_after_the_reconnect() {
     let _worker = cluster.worker_via(relay.addr(), "w-1", 2, &[]);
     let gate = cluster.scratch().join("gate");
     let wait = until_exists_line(&gate);
+    // Slowly, so that a cut finds bytes on their way.
+    relay.delay(Duration::from_millis(20));
     let (id, out, err) = chatty(&cluster, 2_000_000, 1_000_000, &wait);
     for cut in 0..size(3, 10) {
+        let before = relay.passed_bytes();
         eventually(PATIENCE, format!("output flows before cut {cut}"), || {
-            let before = relay.passed_bytes();
-            relay.open(Role::Output) == 1 && before > 100_000
+            relay.open(Role::Output) == 1 && relay.passed_bytes() > before + 200_000
         });
         assert!(relay.cut(Role::Output) >= 1);
     }
+    relay.delay(Duration::ZERO);
     fs::write(&gate, "").unwrap();
     let end = cluster.await_end(id);
     assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(1)), "{end}");
