@@ -4,9 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use hostler_tests::{
-    Cluster, PATIENCE, Request, alive, elapsed, eventually, now, size, wait_for,
-};
+use hostler_tests::{Cluster, PATIENCE, Request, alive, elapsed, eventually, now, size, wait_for};
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
@@ -21,7 +19,10 @@ fn a_waiting_job_is_cancelled_at_once_and_never_starts() {
     later["delay_ms"] = json!(500);
     let scheduled = cluster.submit(&later);
     for id in [queued, scheduled] {
-        let answer = cluster.client().delete(format!("/jobs/{id}?reason=not+needed")).expect(200);
+        let answer = cluster
+            .client()
+            .delete(format!("/jobs/{id}?reason=not+needed"))
+            .expect(200);
         assert_eq!(answer.json()["state"], "cancelled");
         let end = cluster.job(id);
         assert_eq!(end["reason"], "cancelled_by_user", "{end}");
@@ -48,7 +49,11 @@ fn a_running_job_is_cancelled_when_it_has_really_ended() {
     let answer = cluster.client().delete(format!("/jobs/{id}")).expect(202);
     assert_eq!(answer.json()["state"], "cancelling");
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["exit_code"]), (&json!("cancelled"), &json!(7)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["exit_code"]),
+        (&json!("cancelled"), &json!(7)),
+        "{end}"
+    );
     assert_eq!(end["reason"], "cancelled_by_user");
     assert_eq!(effects.of(id).len(), 1);
     cluster.client().delete(format!("/jobs/{id}")).expect(200);
@@ -63,7 +68,11 @@ fn exit_0_after_our_signal_is_cancelled() {
     await_log(&cluster, id, "ready");
     cluster.client().delete(format!("/jobs/{id}")).expect(202);
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["exit_code"]), (&json!("cancelled"), &json!(0)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["exit_code"]),
+        (&json!("cancelled"), &json!(0)),
+        "{end}"
+    );
 }
 
 #[test]
@@ -77,10 +86,19 @@ fn a_job_deaf_to_term_is_killed_after_its_grace_with_all_its_children() {
     cluster.client().delete(format!("/jobs/{id}")).expect(202);
     let end = cluster.await_end(id);
     let took = elapsed(start);
-    assert_eq!((&end["state"], &end["signal"]), (&json!("cancelled"), &json!(9)), "{end}");
-    assert!(took >= Duration::from_millis(700), "killed after {took:?}, before its grace was over");
+    assert_eq!(
+        (&end["state"], &end["signal"]),
+        (&json!("cancelled"), &json!(9)),
+        "{end}"
+    );
+    assert!(
+        took >= Duration::from_millis(700),
+        "killed after {took:?}, before its grace was over"
+    );
     for pid in family {
-        eventually(Duration::from_secs(2), format!("{pid:?} is gone"), || !alive(pid));
+        eventually(Duration::from_secs(2), format!("{pid:?} is gone"), || {
+            !alive(pid)
+        });
     }
     // Its slot is free again.
     cluster.prove_healthy();
@@ -93,11 +111,20 @@ fn force_does_not_wait_for_the_grace() {
     let pids = cluster.scratch().join("pids");
     let id = cluster.submit(&stubborn(&pids, 600_000));
     let family = await_family(&pids);
-    cluster.client().delete(format!("/jobs/{id}?force=1")).expect(202);
+    cluster
+        .client()
+        .delete(format!("/jobs/{id}?force=1"))
+        .expect(202);
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["signal"]), (&json!("cancelled"), &json!(9)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["signal"]),
+        (&json!("cancelled"), &json!(9)),
+        "{end}"
+    );
     for pid in family {
-        eventually(Duration::from_secs(2), format!("{pid:?} is gone"), || !alive(pid));
+        eventually(Duration::from_secs(2), format!("{pid:?} is gone"), || {
+            !alive(pid)
+        });
     }
 }
 
@@ -111,9 +138,18 @@ fn a_finished_job_is_a_conflict_and_an_unknown_one_is_not_found() {
     assert_eq!(problem["code"], "job_finished");
     assert_eq!(cluster.job(id), end, "the refusal changed it");
     for unknown in ["999999", "9007199254740991"] {
-        cluster.client().delete(format!("/jobs/{unknown}")).problem(404);
-        cluster.client().get(format!("/jobs/{unknown}")).problem(404);
-        cluster.client().get(format!("/jobs/{unknown}/logs")).problem(404);
+        cluster
+            .client()
+            .delete(format!("/jobs/{unknown}"))
+            .problem(404);
+        cluster
+            .client()
+            .get(format!("/jobs/{unknown}"))
+            .problem(404);
+        cluster
+            .client()
+            .get(format!("/jobs/{unknown}/logs"))
+            .problem(404);
     }
 }
 
@@ -129,7 +165,9 @@ fn cancel_at_any_moment_is_answered_truthfully() {
         // Before, during and after dispatch, run and end: each job a little later than the last.
         let at = now();
         let delay = Duration::from_millis((n as u64 * 7) % 90);
-        wait_for(PATIENCE, "the moment to cancel", || (elapsed(at) >= delay).then_some(()));
+        wait_for(PATIENCE, "the moment to cancel", || {
+            (elapsed(at) >= delay).then_some(())
+        });
         let status = client.delete(format!("/jobs/{id}")).status;
         let end = cluster.await_end(id);
         let state = end["state"].as_str().unwrap();
@@ -142,7 +180,10 @@ fn cancel_at_any_moment_is_answered_truthfully() {
         }
         met[[200, 202, 409].iter().position(|it| *it == status).unwrap()] += 1;
     }
-    assert!(met[1] > 0 && met[2] > 0, "the moments were too much alike: {met:?}");
+    assert!(
+        met[1] > 0 && met[2] > 0,
+        "the moments were too much alike: {met:?}"
+    );
     // No slot leaked: two jobs run side by side.
     let pair = [(); 2].map(|()| cluster.submit(&json!({"command": ["sleep", "60"]})));
     for id in pair {
@@ -160,8 +201,14 @@ fn a_cancel_that_was_answered_survives_the_servers_death() {
     await_family(&pids);
     let effects = cluster.effects();
     let queued = cluster.submit(&effects.job("true"));
-    cluster.client().delete(format!("/jobs/{running}")).expect(202);
-    cluster.client().delete(format!("/jobs/{queued}")).expect(200);
+    cluster
+        .client()
+        .delete(format!("/jobs/{running}"))
+        .expect(202);
+    cluster
+        .client()
+        .delete(format!("/jobs/{queued}"))
+        .expect(200);
     cluster.restart_server();
     assert_eq!(cluster.await_end(running)["state"], "cancelled");
     assert_eq!(cluster.job(queued)["state"], "cancelled");
@@ -179,7 +226,11 @@ fn a_job_over_its_time_limit_is_killed_and_failed() {
     let start = now();
     let id = cluster.submit(&job);
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["reason"]), (&json!("failed"), &json!("timeout")), "{end}");
+    assert_eq!(
+        (&end["state"], &end["reason"]),
+        (&json!("failed"), &json!("timeout")),
+        "{end}"
+    );
     assert!(elapsed(start) >= Duration::from_millis(400));
     first_start(&effects, id);
 }
@@ -202,13 +253,22 @@ fn a_purged_job_keeps_its_end_and_nothing_else() {
     let _worker = cluster.worker("w-1", 1);
     let id = cluster.submit(&json!({"command": ["echo", "secret-word"]}));
     cluster.await_end(id);
-    assert_eq!(cluster.log(id, "stdout").expect(200).text(), "secret-word\n");
-    cluster.client().delete(format!("/jobs/{id}?purge=1")).expect(204);
+    assert_eq!(
+        cluster.log(id, "stdout").expect(200).text(),
+        "secret-word\n"
+    );
+    cluster
+        .client()
+        .delete(format!("/jobs/{id}?purge=1"))
+        .expect(204);
     let end = cluster.job(id);
     assert_eq!(end["state"], "succeeded");
     assert!(!end.to_string().contains("secret-word"), "{end}");
     cluster.log(id, "stdout").problem(410);
-    cluster.client().ask(Request::post(format!("/jobs/{id}/retry"))).problem(410);
+    cluster
+        .client()
+        .ask(Request::post(format!("/jobs/{id}/retry")))
+        .problem(410);
 }
 
 /// A job that ignores TERM, and its child does too; their ids go to a file.
@@ -222,7 +282,9 @@ fn stubborn(pids: &Path, grace_ms: u64) -> Value {
 
 fn await_family(pids: &Path) -> Vec<Pid> {
     wait_for(PATIENCE, "the job tells its processes", || {
-        let text = fs::read_to_string(pids).ok().filter(|text| text.ends_with('\n'))?;
+        let text = fs::read_to_string(pids)
+            .ok()
+            .filter(|text| text.ends_with('\n'))?;
         let pid = |word: &str| Pid::from_raw(word.parse().unwrap()).unwrap();
         Some(text.split_whitespace().map(pid).collect())
     })
@@ -237,4 +299,3 @@ fn await_log(cluster: &Cluster, id: u64, word: &str) {
         answer.status == 200 && answer.text().contains(word)
     });
 }
-

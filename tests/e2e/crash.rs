@@ -39,9 +39,14 @@ impl Submitters {
         while !self.stop.load(Ordering::SeqCst) {
             let key = format!("key-{}", self.keys.fetch_add(1, Ordering::SeqCst));
             let id = wait_for(2 * PATIENCE, "a submission is acknowledged", || {
-                let request = Request::post("/jobs").json(&self.job).header("Idempotency-Key", &key);
+                let request = Request::post("/jobs")
+                    .json(&self.job)
+                    .header("Idempotency-Key", &key);
                 // No answer, or "not now": nobody knows, so ask again under the same key.
-                let answer = client.send(request).ok().filter(|answer| answer.status != 503)?;
+                let answer = client
+                    .send(request)
+                    .ok()
+                    .filter(|answer| answer.status != 503)?;
                 answer.expect(201).json()["id"].as_u64()
             });
             self.acknowledged.lock().unwrap().push(id);
@@ -81,9 +86,11 @@ fn when_only_the_server_dies_no_job_starts_twice_and_running_jobs_are_adopted() 
             let before = effects.starts().len();
             // Not always at the same point: sometimes at once, sometimes under full load.
             let more = [10, 1, 25, 3][kill % 4];
-            eventually(PATIENCE, format!("jobs run again before kill {kill}"), || {
-                effects.starts().len() >= before + more
-            });
+            eventually(
+                PATIENCE,
+                format!("jobs run again before kill {kill}"),
+                || effects.starts().len() >= before + more,
+            );
             cluster.restart_server();
         }
         submitters.stop.store(true, Ordering::SeqCst);
@@ -95,22 +102,41 @@ fn when_only_the_server_dies_no_job_starts_twice_and_running_jobs_are_adopted() 
     cluster.await_worker("w-2");
     let adopted = cluster.await_state(long, "running");
     assert_eq!(adopted["attempt"], 1, "{adopted}");
-    assert_eq!(live_pid(&cluster, long), pid_before, "the same process, under its old fence");
+    assert_eq!(
+        live_pid(&cluster, long),
+        pid_before,
+        "the same process, under its old fence"
+    );
     std::fs::write(&gate, "").unwrap();
     let end = cluster.await_end(long);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(1)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(1)),
+        "{end}"
+    );
 
     for id in &acknowledged {
         let end = cluster.await_end(*id);
-        assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(1)), "{end}");
+        assert_eq!(
+            (&end["state"], &end["attempt"]),
+            (&json!("succeeded"), &json!(1)),
+            "{end}"
+        );
     }
     let mut expected: BTreeMap<u64, usize> = acknowledged.iter().map(|id| (*id, 1)).collect();
     expected.insert(long, 1);
-    assert_eq!(effects.counts(), expected, "one start each, and nothing that was not acknowledged");
+    assert_eq!(
+        effects.counts(),
+        expected,
+        "one start each, and nothing that was not acknowledged"
+    );
     assert_eq!(effects.of(long), [long_start]);
     let database = cluster.database();
     database.check();
-    assert_eq!(database.number("SELECT count(*) FROM job"), i64::try_from(made + 1).unwrap());
+    assert_eq!(
+        database.number("SELECT count(*) FROM job"),
+        i64::try_from(made + 1).unwrap()
+    );
     drop(workers);
 }
 
@@ -131,9 +157,11 @@ fn when_workers_die_too_every_acknowledged_job_ends_once() {
         }
         for round in 0..rounds {
             let before = effects.starts().len();
-            eventually(PATIENCE, format!("jobs run again before round {round}"), || {
-                effects.starts().len() >= before + 10
-            });
+            eventually(
+                PATIENCE,
+                format!("jobs run again before round {round}"),
+                || effects.starts().len() >= before + 10,
+            );
             // The server, a worker, both at once, both workers.
             if round % 4 == 0 || round % 4 == 2 {
                 cluster.kill_server();
@@ -168,13 +196,19 @@ fn when_workers_die_too_every_acknowledged_job_ends_once() {
     for (id, seen) in &ended {
         let now = cluster.job(*id);
         for field in ["state", "attempt", "finished_at", "exit_code", "reason"] {
-            assert_eq!(now[field], seen[field], "{field} of job {id} changed after its end");
+            assert_eq!(
+                now[field], seen[field],
+                "{field} of job {id} changed after its end"
+            );
         }
     }
     assert!(!ended.is_empty(), "nothing had ended before the last round");
     check_attempts(&effects);
     let starts = effects.counts();
-    assert!(starts.values().any(|count| *count > 1), "no kill hit a running job: {starts:?}");
+    assert!(
+        starts.values().any(|count| *count > 1),
+        "no kill hit a running job: {starts:?}"
+    );
     cluster.database().check();
 }
 
@@ -182,12 +216,22 @@ fn when_workers_die_too_every_acknowledged_job_ends_once() {
 fn check_attempts(effects: &Effects) {
     let mut fences: BTreeMap<u64, BTreeMap<u64, u64>> = BTreeMap::new();
     for start in effects.starts() {
-        let before = fences.entry(start.job).or_default().insert(start.attempt, start.fence);
-        assert_eq!(before, None, "attempt {}.{} started twice", start.job, start.attempt);
+        let before = fences
+            .entry(start.job)
+            .or_default()
+            .insert(start.attempt, start.fence);
+        assert_eq!(
+            before, None,
+            "attempt {}.{} started twice",
+            start.job, start.attempt
+        );
     }
     for (job, attempts) in fences {
         let fences: Vec<u64> = attempts.values().copied().collect();
-        assert!(fences.is_sorted_by(|a, b| a < b), "fences of job {job} do not rise: {fences:?}");
+        assert!(
+            fences.is_sorted_by(|a, b| a < b),
+            "fences of job {job} do not rise: {fences:?}"
+        );
     }
 }
 
@@ -204,12 +248,22 @@ fn a_retry_whose_server_is_killed_meanwhile_runs_at_its_due_time_and_once() {
     cluster.restart_server();
 
     let after = cluster.job(id);
-    assert_eq!(after["state"], "scheduled", "the restart came too late to show anything: {after}");
+    assert_eq!(
+        after["state"], "scheduled",
+        "the restart came too late to show anything: {after}"
+    );
     let due = parse_rfc3339_ms(after["due_at"].as_str().unwrap());
     let before = parse_rfc3339_ms(waiting["due_at"].as_str().unwrap());
-    assert!((due - before).abs() <= 1, "due at {before}, after the restart at {due}");
+    assert!(
+        (due - before).abs() <= 1,
+        "due at {before}, after the restart at {due}"
+    );
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(2)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(2)),
+        "{end}"
+    );
     let starts = effects.of(id);
     let attempts: Vec<u64> = starts.iter().map(|start| start.attempt).collect();
     assert_eq!(attempts, [1, 2]);
@@ -217,7 +271,10 @@ fn a_retry_whose_server_is_killed_meanwhile_runs_at_its_due_time_and_once() {
     assert!(late >= -1, "attempt 2 started {} ms early", -late);
     assert!(late < 5_000, "attempt 2 started {late} ms late");
     let first_delay = starts[1].at_ms - starts[0].at_ms;
-    assert!(first_delay >= 3_000, "the back-off is at least half its base: {first_delay} ms");
+    assert!(
+        first_delay >= 3_000,
+        "the back-off is at least half its base: {first_delay} ms"
+    );
 }
 
 #[test]
@@ -236,15 +293,26 @@ fn a_stopped_server_leaves_running_jobs_to_the_next_one() {
     std::fs::write(&brief, "").unwrap();
     eventually(PATIENCE, "only one job is left", || {
         let commands = cluster.scratch().processes();
-        commands.iter().filter(|(_, it)| it.contains("HOSTLER_JOB_ID")).count() == 1
+        commands
+            .iter()
+            .filter(|(_, it)| it.contains("HOSTLER_JOB_ID"))
+            .count()
+            == 1
     });
     cluster.start_server();
     let end = cluster.await_end(between);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(1)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(1)),
+        "{end}"
+    );
     assert_eq!(cluster.await_state(across, "running")["attempt"], 1);
     std::fs::write(&gate, "").unwrap();
     assert_eq!(cluster.await_end(across)["state"], "succeeded");
-    assert_eq!((effects.of(across).len(), effects.of(between).len()), (1, 1));
+    assert_eq!(
+        (effects.of(across).len(), effects.of(between).len()),
+        (1, 1)
+    );
     cluster.database().check();
 }
 
@@ -258,7 +326,11 @@ fn a_killed_workers_job_runs_again_elsewhere_after_the_grace() {
     let _second = cluster.worker("w-2", 1);
     first.kill();
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(2)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(2)),
+        "{end}"
+    );
     assert_eq!(end["worker"], "w-2");
     let history = cluster.database().attempts(id);
     assert_eq!(history[0], (1, "worker_lost".to_owned()), "{history:?}");
@@ -276,9 +348,17 @@ fn a_job_that_bears_no_loss_is_never_started_again() {
     let id = cluster.submit(&job);
     first_start(&effects, id);
     let holder = cluster.job(id)["worker"].as_str().unwrap().to_owned();
-    if holder == "w-1" { first.kill() } else { second.kill() }
+    if holder == "w-1" {
+        first.kill()
+    } else {
+        second.kill()
+    }
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["reason"]), (&json!("failed"), &json!("worker_lost")), "{end}");
+    assert_eq!(
+        (&end["state"], &end["reason"]),
+        (&json!("failed"), &json!("worker_lost")),
+        "{end}"
+    );
     assert_eq!(effects.of(id).len(), 1);
 }
 
@@ -298,14 +378,23 @@ fn a_link_cut_for_less_than_the_grace_runs_nothing_again() {
     assert_eq!(relay.cut(Role::Control), 1);
     std::fs::write(&brief, "").unwrap();
     eventually(PATIENCE, "the server misses the worker", || {
-        cluster.worker_view("w-1").is_none_or(|worker| worker["connected"] == false)
+        cluster
+            .worker_view("w-1")
+            .is_none_or(|worker| worker["connected"] == false)
     });
     relay.refuse(false);
     let end = cluster.await_end(ends_meanwhile);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(1)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(1)),
+        "{end}"
+    );
     std::fs::write(&gate, "").unwrap();
     assert_eq!(cluster.await_end(long)["attempt"], 1);
-    assert_eq!((effects.of(long).len(), effects.of(ends_meanwhile).len()), (1, 1));
+    assert_eq!(
+        (effects.of(long).len(), effects.of(ends_meanwhile).len()),
+        (1, 1)
+    );
 }
 
 #[test]
@@ -316,20 +405,32 @@ fn a_draining_worker_finishes_what_runs_and_leaves_the_rest_to_others() {
     let gate = cluster.scratch().join("gate");
     let running = cluster.submit(&effects.job(&until_exists_line(&gate)));
     first_start(&effects, running);
-    let waiting: Vec<u64> = (0..3).map(|_| cluster.submit(&effects.job("true"))).collect();
+    let waiting: Vec<u64> = (0..3)
+        .map(|_| cluster.submit(&effects.job("true")))
+        .collect();
     first.drain();
-    never(Duration::from_millis(500), "a draining worker begins something", || {
-        effects.starts().len() > 1
-    });
+    never(
+        Duration::from_millis(500),
+        "a draining worker begins something",
+        || effects.starts().len() > 1,
+    );
     assert!(first.process.runs(), "it does not leave while a job runs");
     let _second = cluster.worker("w-2", 1);
     for id in &waiting {
         let end = cluster.await_end(*id);
-        assert_eq!((&end["state"], &end["worker"]), (&json!("succeeded"), &json!("w-2")), "{end}");
+        assert_eq!(
+            (&end["state"], &end["worker"]),
+            (&json!("succeeded"), &json!("w-2")),
+            "{end}"
+        );
     }
     std::fs::write(&gate, "").unwrap();
     let end = cluster.await_end(running);
-    assert_eq!((&end["worker"], &end["attempt"]), (&json!("w-1"), &json!(1)), "{end}");
+    assert_eq!(
+        (&end["worker"], &end["attempt"]),
+        (&json!("w-1"), &json!(1)),
+        "{end}"
+    );
     first.wait(PATIENCE).expect_code(0);
 }
 
@@ -346,9 +447,16 @@ fn what_outlives_the_drain_timeout_is_returned_uncharged() {
     first.wait(PATIENCE).expect_code(0);
     let _second = cluster.worker("w-2", 1);
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(2)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(2)),
+        "{end}"
+    );
     assert_eq!(end["failures"], 0, "{end}");
-    assert_eq!(cluster.database().attempts(id)[0], (1, "returned".to_owned()));
+    assert_eq!(
+        cluster.database().attempts(id)[0],
+        (1, "returned".to_owned())
+    );
 }
 
 #[test]
@@ -362,7 +470,11 @@ fn a_worker_frozen_beyond_the_grace_loses_its_job_and_its_late_word_changes_noth
     first.process.freeze();
     let _second = cluster.worker("w-2", 1);
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(2)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(2)),
+        "{end}"
+    );
     first.process.thaw();
     cluster.await_worker("w-1");
     let after = cluster.job(id);

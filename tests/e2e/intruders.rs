@@ -28,7 +28,10 @@ fn a_false_server_learns_nothing_and_the_worker_goes_on_to_the_real_one() {
     let mut worker = cluster.spawn_worker(&both, "w-1", 1, &[]);
     let said = impostor.answer(PATIENCE);
     // Told that it is not our server at most; never who we are or what we can.
-    assert!(!matches!(said, Some(Frame::Login(_))), "the worker logged in: {said:?}");
+    assert!(
+        !matches!(said, Some(Frame::Login(_))),
+        "the worker logged in: {said:?}"
+    );
     cluster.await_worker("w-1");
     cluster.prove_healthy();
     assert!(worker.process.runs());
@@ -41,7 +44,15 @@ fn a_worker_with_another_token_is_refused_and_says_why() {
     let other = Cluster::start();
     let token = other.data().join("worker.token");
     let addr = cluster.worker_addr().to_string();
-    let args = ["worker", "--server", &addr, "--token-file", token.to_str().unwrap(), "--name", "x"];
+    let args = [
+        "worker",
+        "--server",
+        &addr,
+        "--token-file",
+        token.to_str().unwrap(),
+        "--name",
+        "x",
+    ];
     let mut worker = Process::hostler(cluster.scratch(), &args, &[]);
     eventually(PATIENCE, "the worker complains of its token", || {
         worker.runs();
@@ -49,9 +60,15 @@ fn a_worker_with_another_token_is_refused_and_says_why() {
     });
     assert!(cluster.worker_view("x").is_none());
     let secret = fs::read_to_string(&token).unwrap();
-    assert!(!worker.stderr().contains(secret.trim()), "the secret is in the trace");
+    assert!(
+        !worker.stderr().contains(secret.trim()),
+        "the secret is in the trace"
+    );
     let mut cluster = cluster;
-    assert!(!cluster.server().stderr().contains(secret.trim()), "the secret is in the trace");
+    assert!(
+        !cluster.server().stderr().contains(secret.trim()),
+        "the secret is in the trace"
+    );
 }
 
 #[test]
@@ -70,13 +87,18 @@ fn a_replayed_handshake_is_refused() {
         stream.write_all(&words).unwrap();
         let answers = read_frames(&mut stream);
         assert!(
-            !answers.iter().any(|frame| matches!(frame, Frame::Welcome(_))),
+            !answers
+                .iter()
+                .any(|frame| matches!(frame, Frame::Welcome(_))),
             "a replay was welcomed: {answers:?}"
         );
         let refused = answers.iter().any(
             |frame| matches!(frame, Frame::Refused(it) if it.code == RefuseCode::Unauthorised),
         );
-        assert!(refused, "the replay as {role:?} was not refused in words: {answers:?}");
+        assert!(
+            refused,
+            "the replay as {role:?} was not refused in words: {answers:?}"
+        );
     }
     let view = cluster.worker_view("w-1").unwrap();
     assert_eq!(view["connected"], true, "{view}");
@@ -90,8 +112,14 @@ fn a_hello_with_a_made_up_token_id_gets_no_more_than_one_with_a_wrong_secret() {
     let cluster = Cluster::start();
     let text = fs::read_to_string(cluster.data().join("worker.token")).unwrap();
     let real = Token::parse(text.trim()).unwrap();
-    let unknown = Token { id: "zzzzzzzz".to_owned(), ..real.clone() };
-    let wrong = Token { secret: [9; 32], ..real };
+    let unknown = Token {
+        id: "zzzzzzzz".to_owned(),
+        ..real.clone()
+    };
+    let wrong = Token {
+        secret: [9; 32],
+        ..real
+    };
     for token in [unknown, wrong] {
         let (handshake, hello) = ClientHandshake::new(&token, Role::Control, [3; 32]);
         let mut stream = knock(cluster.worker_addr());
@@ -104,7 +132,9 @@ fn a_hello_with_a_made_up_token_id_gets_no_more_than_one_with_a_wrong_secret() {
             panic!("no challenge for {token:?}");
         };
         let mut login = login();
-        handshake.login(&challenge, &mut login).expect_err("the server cannot know this token");
+        handshake
+            .login(&challenge, &mut login)
+            .expect_err("the server cannot know this token");
         drop(stream);
     }
     cluster.client().get("/healthz").expect(200);
@@ -122,7 +152,11 @@ fn garbage_on_the_worker_port_is_closed_and_disturbs_nothing() {
     let mut random = vec![0; 100_000];
     getrandom::fill(&mut random).unwrap();
     let (_handshake, hello) = ClientHandshake::new(
-        &Token { role: "worker".to_owned(), id: "00000000".to_owned(), secret: [0; 32] },
+        &Token {
+            role: "worker".to_owned(),
+            id: "00000000".to_owned(),
+            secret: [0; 32],
+        },
         Role::Control,
         [0; 32],
     );
@@ -132,10 +166,19 @@ fn garbage_on_the_worker_port_is_closed_and_disturbs_nothing() {
         ("random bytes", random),
         ("a length of 4 GiB", vec![0xff; 6]),
         ("HTTP", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()),
-        ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
+        (
+            "a TLS hello",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+        ),
         ("zeros", vec![0; 5_000]),
-        ("half a hello", hello_bytes[..hello_bytes.len() / 2].to_vec()),
-        ("a hello twice", [&hello_bytes[..], &hello_bytes[..]].concat()),
+        (
+            "half a hello",
+            hello_bytes[..hello_bytes.len() / 2].to_vec(),
+        ),
+        (
+            "a hello twice",
+            [&hello_bytes[..], &hello_bytes[..]].concat(),
+        ),
         ("nothing at all", Vec::new()),
     ];
     for (what, bytes) in inputs {
@@ -150,7 +193,11 @@ fn garbage_on_the_worker_port_is_closed_and_disturbs_nothing() {
             Err(std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
         );
         assert!(closed, "{what}: the connection is still open");
-        assert!(rest.len() < 1_000, "{what}: a stranger was told {} bytes", rest.len());
+        assert!(
+            rest.len() < 1_000,
+            "{what}: a stranger was told {} bytes",
+            rest.len()
+        );
     }
     assert_eq!(cluster.worker_view("w-1").unwrap()["connected"], true);
     fs::write(&gate, "").unwrap();
@@ -173,13 +220,23 @@ fn a_second_server_on_the_same_data_is_refused_and_the_first_unharmed() {
     let _worker = cluster.worker("w-1", 1);
     let data = cluster.data().display().to_string();
     let args = [
-        "server", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--data-dir", &data,
+        "server",
+        "--listen",
+        "127.0.0.1:0",
+        "--worker-listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        &data,
     ];
     let mut second = Process::hostler(cluster.scratch(), &args, &[]);
     let end = second.wait(Duration::from_secs(20));
     assert_ne!(end.code, 0);
     assert!(end.stderr.contains("error:"), "{}", end.stderr);
-    assert!(end.stderr.contains(&data), "which directory? {}", end.stderr);
+    assert!(
+        end.stderr.contains(&data),
+        "which directory? {}",
+        end.stderr
+    );
     let pid = cluster.server().pid().as_raw_nonzero().to_string();
     assert!(end.stderr.contains(&pid), "held by whom? {}", end.stderr);
     cluster.prove_healthy();
@@ -191,7 +248,14 @@ fn a_server_open_to_the_network_without_tokens_does_not_start() {
     let scratch = Scratch::new();
     let listen = format!("0.0.0.0:{}", free_port());
     let data = scratch.join("data").display().to_string();
-    let args = ["server", "--no-auth", "--listen", &listen, "--data-dir", &data];
+    let args = [
+        "server",
+        "--no-auth",
+        "--listen",
+        &listen,
+        "--data-dir",
+        &data,
+    ];
     let end = Process::hostler(&scratch, &args, &[]).wait(PATIENCE);
     assert_ne!(end.code, 0);
     assert!(end.stderr.contains("no-auth"), "{}", end.stderr);
@@ -203,7 +267,13 @@ fn any_free_port_can_be_asked_for_and_is_told() {
     let data = scratch.join("data");
     let text = data.display().to_string();
     let args = [
-        "server", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--data-dir", &text,
+        "server",
+        "--listen",
+        "127.0.0.1:0",
+        "--worker-listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        &text,
     ];
     let mut server = Process::hostler(&scratch, &args, &[]);
     eventually(PATIENCE, "the addresses are told", || {
@@ -215,7 +285,9 @@ fn any_free_port_can_be_asked_for_and_is_told() {
     let http: SocketAddr = told["http"].as_str().unwrap().parse().unwrap();
     let workers: SocketAddr = told["workers"].as_str().unwrap().parse().unwrap();
     assert!(http.port() != 0 && workers.port() != 0 && http != workers);
-    hostler_tests::Client::new(http, None).get("/healthz").expect(200);
+    hostler_tests::Client::new(http, None)
+        .get("/healthz")
+        .expect(200);
     server.terminate(PATIENCE).expect_code(0);
 }
 
@@ -223,9 +295,15 @@ fn any_free_port_can_be_asked_for_and_is_told() {
 fn secrets_are_readable_by_their_owner_only() {
     let cluster = Cluster::start();
     for name in ["admin.token", "worker.token", "hostler.db"] {
-        let mode = fs::metadata(cluster.data().join(name)).unwrap().permissions().mode();
+        let mode = fs::metadata(cluster.data().join(name))
+            .unwrap()
+            .permissions()
+            .mode();
         let others = mode & 0o077;
-        assert!(others == 0 || (name == "hostler.db" && others & 0o033 == 0), "{name}: {mode:o}");
+        assert!(
+            others == 0 || (name == "hostler.db" && others & 0o033 == 0),
+            "{name}: {mode:o}"
+        );
     }
     let token = fs::read_to_string(cluster.data().join("admin.token")).unwrap();
     assert!(Token::parse(token.trim()).is_ok_and(|token| token.role == "admin"));
@@ -238,7 +316,10 @@ fn without_the_right_token_nothing_is_told_and_nothing_done() {
     let worker_token = fs::read_to_string(cluster.data().join("worker.token")).unwrap();
     let admin_token = fs::read_to_string(cluster.data().join("admin.token")).unwrap();
     let mut mistyped = admin_token.trim().to_owned();
-    mistyped.replace_range(mistyped.len() - 1.., if mistyped.ends_with('0') { "1" } else { "0" });
+    mistyped.replace_range(
+        mistyped.len() - 1..,
+        if mistyped.ends_with('0') { "1" } else { "0" },
+    );
     let job = format!("/jobs/{id}");
     for request in [
         Request::get(&job),
@@ -254,9 +335,15 @@ fn without_the_right_token_nothing_is_told_and_nothing_done() {
         let answer = client.anonymous().ask(request.clone());
         assert_eq!(answer.problem(401)["code"], "token_missing");
         assert!(answer.header("www-authenticate").is_some());
-        client.with_token(&mistyped).ask(request.clone()).problem(401);
+        client
+            .with_token(&mistyped)
+            .ask(request.clone())
+            .problem(401);
         let status = client.with_token(worker_token.trim()).ask(request).status;
-        assert!(status == 401 || status == 403, "with a worker's token: {status}");
+        assert!(
+            status == 401 || status == 403,
+            "with a worker's token: {status}"
+        );
     }
     assert_eq!(cluster.job(id)["state"], "queued");
     cluster.client().anonymous().get("/healthz").expect(200);
@@ -278,15 +365,27 @@ fn pages_of_other_sites_can_do_nothing_whatever_the_method() {
             ("Sec-Fetch-Site", "cross-site".to_owned(), [403, 403]),
         ] {
             let answer = cluster.client().ask(request.clone().header(header, &value));
-            assert!(statuses.contains(&answer.status), "{method} {header} {value}: {}", answer.status);
+            assert!(
+                statuses.contains(&answer.status),
+                "{method} {header} {value}: {}",
+                answer.status
+            );
             answer.problem(answer.status);
         }
     }
-    for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"] {
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+    ] {
         let request = Request::post("/jobs").bytes(content_type, body.to_string());
         cluster.client().ask(request).problem(415);
     }
-    assert_eq!(cluster.job(id)["state"], "queued", "a refused request did something");
+    assert_eq!(
+        cluster.job(id)["state"],
+        "queued",
+        "a refused request did something"
+    );
     assert_eq!(cluster.database().number("SELECT count(*) FROM job"), 1);
 }
 

@@ -25,9 +25,12 @@ fn both_streams_come_back_to_the_byte() {
         .header("Range", "bytes=1000000-1000099");
     let part = cluster.client().ask(request).expect(206);
     assert_eq!(part.body, out()[1_000_000..1_000_100]);
-    assert_eq!(part.header("content-range"), Some("bytes 1000000-1000099/3000000"));
-    let beyond = Request::get(format!("/jobs/{id}/logs?stream=stdout"))
-        .header("Range", "bytes=3000000-");
+    assert_eq!(
+        part.header("content-range"),
+        Some("bytes 1000000-1000099/3000000")
+    );
+    let beyond =
+        Request::get(format!("/jobs/{id}/logs?stream=stdout")).header("Range", "bytes=3000000-");
     cluster.client().ask(beyond).problem(416);
 
     cluster.restart_server();
@@ -54,14 +57,20 @@ fn while_the_output_socket_is_held_everything_else_goes_on() {
     let mut cluster = Cluster::start();
     let relay = Relay::to(cluster.worker_addr());
     let _worker = cluster.worker_via(relay.addr(), "w-1", 3, &[]);
-    eventually(PATIENCE, "the output socket is open", || relay.open(Role::Output) == 1);
+    eventually(PATIENCE, "the output socket is open", || {
+        relay.open(Role::Output) == 1
+    });
     relay.hold(Role::Output);
 
     let (talker, out, err) = chatty(&cluster, 400_000, 100_000, "");
     // Many times the slots and the credit: without acknowledgements this would stop.
     let many = vec![json!({"command": ["echo", "hello"]}); size(100, 1_000)];
     let count = many.len() as u64;
-    let answer = cluster.client().post("/jobs", &Value::Array(many)).expect(201).json();
+    let answer = cluster
+        .client()
+        .post("/jobs", &Value::Array(many))
+        .expect(201)
+        .json();
     let first = answer["first_id"].as_u64().unwrap();
     for id in (first..first + count).chain([talker]) {
         let end = cluster.await_end(id);
@@ -99,7 +108,11 @@ fn a_log_whose_socket_is_cut_is_whole_after_the_reconnect() {
     relay.delay(Duration::ZERO);
     fs::write(&gate, "").unwrap();
     let end = cluster.await_end(id);
-    assert_eq!((&end["state"], &end["attempt"]), (&json!("succeeded"), &json!(1)), "{end}");
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(1)),
+        "{end}"
+    );
     expect_log(&cluster, id, "stdout", &out());
     expect_log(&cluster, id, "stderr", &err());
 }
@@ -135,7 +148,12 @@ fn a_follower_reads_while_the_job_writes_and_ends_with_it() {
     let mut follower = cluster.client().stream(&request).unwrap();
     let mut text = Vec::new();
     while !text.ends_with(b"first\n") {
-        text.extend(follower.more().unwrap().expect("the stream ended before the job"));
+        text.extend(
+            follower
+                .more()
+                .unwrap()
+                .expect("the stream ended before the job"),
+        );
     }
     assert_eq!(cluster.job(id)["state"], "running");
     fs::write(&gate, "").unwrap();
@@ -154,16 +172,37 @@ fn events_of_a_log_can_be_resumed_and_end_with_the_end() {
     let text = cluster.client().ask(request.clone()).expect(200).text();
     let last_event = text.trim_end().rsplit("\n\n").next().unwrap();
     assert!(last_event.contains("event: end"), "{text}");
-    let data = last_event.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    let data = last_event
+        .lines()
+        .find_map(|line| line.strip_prefix("data: "))
+        .unwrap();
     let end: Value = serde_json::from_str(data).unwrap();
-    assert_eq!((&end["state"], &end["exit_code"]), (&json!("failed"), &json!(5)), "{end}");
-    assert_eq!((&end["truncated_bytes"], &end["incomplete_bytes"]), (&json!(0), &json!(0)));
+    assert_eq!(
+        (&end["state"], &end["exit_code"]),
+        (&json!("failed"), &json!(5)),
+        "{end}"
+    );
+    assert_eq!(
+        (&end["truncated_bytes"], &end["incomplete_bytes"]),
+        (&json!(0), &json!(0))
+    );
 
     // From the last piece's id on there is nothing but the end.
-    let last_id = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().unwrap();
-    let resumed = cluster.client().ask(request.header("Last-Event-ID", last_id)).expect(200).text();
+    let last_id = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("id: "))
+        .next_back()
+        .unwrap();
+    let resumed = cluster
+        .client()
+        .ask(request.header("Last-Event-ID", last_id))
+        .expect(200)
+        .text();
     assert!(resumed.contains("event: end"), "{resumed}");
-    assert!(!resumed.contains("one") && !resumed.contains("two"), "{resumed}");
+    assert!(
+        !resumed.contains("one") && !resumed.contains("two"),
+        "{resumed}"
+    );
 }
 
 #[test]
@@ -176,7 +215,11 @@ fn cut_output_keeps_its_head_and_tail_and_says_how_much_is_missing() {
     let end = cluster.await_end(id);
     assert_eq!(end["state"], "succeeded", "{end}");
     let answer = cluster.log(id, "stdout").expect(200);
-    let missing: usize = answer.header("x-log-truncated-bytes").unwrap().parse().unwrap();
+    let missing: usize = answer
+        .header("x-log-truncated-bytes")
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(missing > 0);
     assert!(answer.body.starts_with(b"BEGIN\n"), "the head is missing");
     assert!(answer.body.ends_with(b"xEND\n"), "the tail is missing");
@@ -201,8 +244,9 @@ fn a_reader_that_does_not_read_harms_nobody() {
     let (id, out, _err) = chatty(&cluster, 8_000_000, 10, "");
     cluster.await_end(id);
     let request = Request::get(format!("/jobs/{id}/logs?stream=stdout&follow=1"));
-    let mut idle: Vec<_> =
-        (0..20).map(|_| cluster.client().stream(&request).unwrap()).collect();
+    let mut idle: Vec<_> = (0..20)
+        .map(|_| cluster.client().stream(&request).unwrap())
+        .collect();
     never(Duration::from_millis(500), "the server is held up", || {
         cluster.client().get("/healthz").status != 200
     });
@@ -216,15 +260,26 @@ fn chatty(
     out_bytes: usize,
     err_bytes: usize,
     then: &str,
-) -> (u64, impl Fn() -> Vec<u8> + use<>, impl Fn() -> Vec<u8> + use<>) {
-    let (out, err) = (cluster.scratch().join("printed.out"), cluster.scratch().join("printed.err"));
+) -> (
+    u64,
+    impl Fn() -> Vec<u8> + use<>,
+    impl Fn() -> Vec<u8> + use<>,
+) {
+    let (out, err) = (
+        cluster.scratch().join("printed.out"),
+        cluster.scratch().join("printed.err"),
+    );
     let line = format!(
         "head -c {out_bytes} /dev/urandom | tee {}; head -c {err_bytes} /dev/urandom | tee {} >&2; {then}",
         out.display(),
         err.display(),
     );
     let id = cluster.submit(&json!({"command": line}));
-    (id, move || fs::read(&out).unwrap_or_default(), move || fs::read(&err).unwrap_or_default())
+    (
+        id,
+        move || fs::read(&out).unwrap_or_default(),
+        move || fs::read(&err).unwrap_or_default(),
+    )
 }
 
 /// The log is, within reasonable time, exactly this: the worker sends again what a cut connection lost.

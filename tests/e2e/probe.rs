@@ -20,7 +20,9 @@ fn two_probes_of_a_busy_job_show_growing_cpu_time() {
     assert!(first["rss_bytes"].as_u64().unwrap() > 0, "{first}");
     assert!(first["probed_ms"].is_number(), "{first}");
     let before = first["cpu_ms"].as_u64().unwrap();
-    let second = seen(&cluster, id, |live| live["cpu_ms"].as_u64() > Some(before + 50));
+    let second = seen(&cluster, id, |live| {
+        live["cpu_ms"].as_u64() > Some(before + 50)
+    });
     assert_eq!(second["pid"], first["pid"]);
 }
 
@@ -32,15 +34,32 @@ fn a_frozen_worker_is_told_after_the_fixed_wait_and_not_later() {
     seen(&cluster, id, |_| true);
     worker.process.freeze();
     let start = now();
-    let answer = cluster.client().get(format!("/jobs/{id}")).expect(200).json();
+    let answer = cluster
+        .client()
+        .get(format!("/jobs/{id}"))
+        .expect(200)
+        .json();
     let took = elapsed(start);
     let live = &answer["live"];
-    assert_eq!((&live["seen"], &live["why"]), (&json!("no"), &json!("timeout")), "{answer}");
-    assert_eq!(answer["state"], "running", "the record is there all the same");
+    assert_eq!(
+        (&live["seen"], &live["why"]),
+        (&json!("no"), &json!("timeout")),
+        "{answer}"
+    );
+    assert_eq!(
+        answer["state"], "running",
+        "the record is there all the same"
+    );
     assert!(live["waited_ms"].as_u64().unwrap() >= 250, "{live}");
     assert!(live["last_heard_ms"].is_number(), "{live}");
-    assert!(took >= Duration::from_millis(250), "answered after {took:?}: it did not wait");
-    assert!(took < Duration::from_millis(250) + SLACK, "answered only after {took:?}");
+    assert!(
+        took >= Duration::from_millis(250),
+        "answered after {took:?}: it did not wait"
+    );
+    assert!(
+        took < Duration::from_millis(250) + SLACK,
+        "answered only after {took:?}"
+    );
 
     // Many at once share one probe: none waits for another.
     let start = now();
@@ -53,11 +72,19 @@ fn a_frozen_worker_is_told_after_the_fixed_wait_and_not_later() {
             });
         }
     });
-    assert!(elapsed(start) < Duration::from_millis(500) + SLACK, "{:?}", elapsed(start));
+    assert!(
+        elapsed(start) < Duration::from_millis(500) + SLACK,
+        "{:?}",
+        elapsed(start)
+    );
 
     worker.process.thaw();
     seen(&cluster, id, |_| true);
-    assert_eq!(cluster.job(id)["attempt"], 1, "a short freeze costs nothing");
+    assert_eq!(
+        cluster.job(id)["attempt"],
+        1,
+        "a short freeze costs nothing"
+    );
 }
 
 #[test]
@@ -68,12 +95,28 @@ fn the_wait_is_a_setting() {
     seen(&cluster, id, |_| true);
     worker.process.freeze();
     let start = now();
-    let live = cluster.client().get(format!("/jobs/{id}")).expect(200).json()["live"].clone();
+    let live = cluster
+        .client()
+        .get(format!("/jobs/{id}"))
+        .expect(200)
+        .json()["live"]
+        .clone();
     assert_eq!(live["seen"], "no", "{live}");
-    assert!(elapsed(start) >= Duration::from_secs(1), "{:?}", elapsed(start));
+    assert!(
+        elapsed(start) >= Duration::from_secs(1),
+        "{:?}",
+        elapsed(start)
+    );
     let start = now();
-    let quick = cluster.client().get(format!("/jobs/{id}?live=0")).expect(200).json();
-    assert!(elapsed(start) < Duration::from_secs(1), "without the live part nobody is asked");
+    let quick = cluster
+        .client()
+        .get(format!("/jobs/{id}?live=0"))
+        .expect(200)
+        .json();
+    assert!(
+        elapsed(start) < Duration::from_secs(1),
+        "without the live part nobody is asked"
+    );
     assert!(quick.get("live").is_none(), "{quick}");
 }
 
@@ -81,7 +124,11 @@ fn the_wait_is_a_setting() {
 fn what_does_not_run_has_no_live_part() {
     let cluster = Cluster::start();
     let id = cluster.submit(&json!({"command": ["true"]}));
-    let answer = cluster.client().get(format!("/jobs/{id}")).expect(200).json();
+    let answer = cluster
+        .client()
+        .get(format!("/jobs/{id}"))
+        .expect(200)
+        .json();
     assert_eq!(answer.get("live"), Some(&Value::Null), "{answer}");
 }
 
@@ -89,9 +136,13 @@ fn what_does_not_run_has_no_live_part() {
 #[track_caller]
 fn seen(cluster: &Cluster, id: u64, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut client = cluster.client();
-    wait_for(PATIENCE, format!("the worker tells of job {id} as wanted"), || {
-        let answer = client.get(format!("/jobs/{id}")).expect(200).json();
-        let live = answer["live"].clone();
-        (live["seen"] == "yes" && wanted(&live)).then_some(live)
-    })
+    wait_for(
+        PATIENCE,
+        format!("the worker tells of job {id} as wanted"),
+        || {
+            let answer = client.get(format!("/jobs/{id}")).expect(200).json();
+            let live = answer["live"].clone();
+            (live["seen"] == "yes" && wanted(&live)).then_some(live)
+        },
+    )
 }

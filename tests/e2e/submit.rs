@@ -23,7 +23,10 @@ fn a_command_is_accepted_run_and_its_end_can_be_read() {
     });
     let accepted = cluster.client().post("/jobs", &job).expect(201);
     let id = accepted.json()["id"].as_u64().unwrap();
-    assert_eq!(accepted.header("location"), Some(format!("/jobs/{id}").as_str()));
+    assert_eq!(
+        accepted.header("location"),
+        Some(format!("/jobs/{id}").as_str())
+    );
     assert_eq!(accepted.json()["state"], "queued");
     assert_eq!(accepted.json()["links"]["logs"], format!("/jobs/{id}/logs"));
 
@@ -39,8 +42,14 @@ fn a_command_is_accepted_run_and_its_end_can_be_read() {
     ] {
         assert_eq!(end[field], value, "{field} of {end}");
     }
-    assert!(end["stderr_tail"].as_str().unwrap().contains("to stderr"), "{end}");
-    assert!(!end.to_string().contains("4711"), "environment values are never shown: {end}");
+    assert!(
+        end["stderr_tail"].as_str().unwrap().contains("to stderr"),
+        "{end}"
+    );
+    assert!(
+        !end.to_string().contains("4711"),
+        "environment values are never shown: {end}"
+    );
     assert_eq!(cluster.log(id, "stdout").expect(200).text(), "to stdout\n");
     assert_eq!(cluster.log(id, "stderr").expect(200).text(), "to stderr\n");
     assert_eq!(
@@ -53,27 +62,39 @@ fn a_command_is_accepted_run_and_its_end_can_be_read() {
 #[test]
 fn every_job_of_a_running_dev_is_in_the_database_with_its_end() {
     let (commands, noops) = (size(300, 10_000), size(20_000, 1_000_000));
-    let patience = if full() { Duration::from_secs(1_800) } else { 2 * PATIENCE };
+    let patience = if full() {
+        Duration::from_secs(1_800)
+    } else {
+        2 * PATIENCE
+    };
     let scratch = Scratch::new();
     let port = free_port();
     let mut dev = Process::hostler(&scratch, &["dev", "--port", &port.to_string()], &[]);
     let mut client = Client::new(([127, 0, 0, 1], port).into(), None);
     eventually(PATIENCE, "dev is ready", || {
         assert!(dev.runs(), "dev ended");
-        client.send(Request::get("/readyz")).is_ok_and(|answer| answer.status == 200)
+        client
+            .send(Request::get("/readyz"))
+            .is_ok_and(|answer| answer.status == 200)
     });
 
     let mut submit = |job: Value, count: usize| {
         for from in (0..count).step_by(1_000) {
             let batch = vec![job.clone(); (count - from).min(1_000)];
             let size = batch.len();
-            let answer = client.post("/jobs", &Value::Array(batch)).expect(201).json();
+            let answer = client
+                .post("/jobs", &Value::Array(batch))
+                .expect(201)
+                .json();
             assert_eq!(answer["count"], size, "{answer}");
         }
     };
     submit(json!({"command": ["true"]}), commands / 2);
     submit(json!({"handler": "noop"}), noops);
-    submit(json!({"command": ["sh", "-c", "exit 9"]}), commands - commands / 2);
+    submit(
+        json!({"command": ["sh", "-c", "exit 9"]}),
+        commands - commands / 2,
+    );
 
     let data = scratch.join(".hostler");
     let database = Database::open(&data);
@@ -111,18 +132,23 @@ fn two_hundred_concurrent_submitters_lose_nothing_and_each_priority_keeps_its_or
                 let mut client = cluster.client();
                 scope.spawn(move || {
                     start.wait();
-                    let submit = |k: i64| {
+                    let mut submit = |k: i64| {
                         let priority = (n + k) % 3 - 1;
                         let mut job = effects.job("true");
                         job["priority"] = json!(priority);
                         let answer = client.post("/jobs", &job).expect(201).json();
                         (answer["id"].as_u64().unwrap(), priority)
                     };
-                    (0..i64::try_from(each).unwrap()).map(submit).collect::<Vec<_>>()
+                    (0..i64::try_from(each).unwrap())
+                        .map(submit)
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();
-        submitters.into_iter().flat_map(|it| it.join().unwrap()).collect()
+        submitters
+            .into_iter()
+            .flat_map(|it| it.join().unwrap())
+            .collect()
     });
     let ids: BTreeSet<u64> = accepted.iter().map(|(id, _)| *id).collect();
     assert_eq!(ids.len(), 200 * each, "an id was given out twice");
@@ -134,7 +160,9 @@ fn two_hundred_concurrent_submitters_lose_nothing_and_each_priority_keeps_its_or
     order.sort_by_key(|(id, priority)| (-priority, *id));
     let expected: Vec<u64> = order.into_iter().map(|(id, _)| id).collect();
     let count = expected.len();
-    eventually(4 * PATIENCE, "all have started", || effects.starts().len() >= count);
+    eventually(4 * PATIENCE, "all have started", || {
+        effects.starts().len() >= count
+    });
     let started: Vec<u64> = effects.starts().iter().map(|start| start.job).collect();
     assert_eq!(started, expected);
 }
@@ -161,24 +189,38 @@ fn a_delete_right_after_the_201_always_finds_its_job() {
                 })
             })
             .collect();
-        submitters.into_iter().flat_map(|it| it.join().unwrap()).collect()
+        submitters
+            .into_iter()
+            .flat_map(|it| it.join().unwrap())
+            .collect()
     });
     for (id, status) in &answers {
         let end = cluster.await_end(*id);
         let starts = effects.of(*id).len();
         match status {
             // Withdrawn before anybody had it.
-            200 => assert_eq!((end["state"].as_str(), starts), (Some("cancelled"), 0), "{end}"),
+            200 => assert_eq!(
+                (end["state"].as_str(), starts),
+                (Some("cancelled"), 0),
+                "{end}"
+            ),
             // On a worker: it was stopped, or it was faster.
             202 => {
                 assert!(["cancelled", "succeeded"].contains(&end["state"].as_str().unwrap()));
             }
-            409 => assert_eq!((end["state"].as_str(), starts), (Some("succeeded"), 1), "{end}"),
+            409 => assert_eq!(
+                (end["state"].as_str(), starts),
+                (Some("succeeded"), 1),
+                "{end}"
+            ),
             other => panic!("DELETE of job {id} right after its 201: {other}"),
         }
         assert!(starts <= 1, "job {id} started {starts} times");
     }
-    assert!(answers.iter().any(|(_, status)| *status == 200), "no job was withdrawn in time");
+    assert!(
+        answers.iter().any(|(_, status)| *status == 200),
+        "no job was withdrawn in time"
+    );
 }
 
 #[test]
@@ -188,7 +230,10 @@ fn a_batch_is_accepted_whole_or_not_at_all() {
     let good = json!({"command": ["true"]});
     let bad = json!({"command": ["true"], "timeout_ms": "soon"});
 
-    let answer = client.post("/jobs", &json!([good, good, good])).expect(201).json();
+    let answer = client
+        .post("/jobs", &json!([good, good, good]))
+        .expect(201)
+        .json();
     let first = answer["first_id"].as_u64().unwrap();
     assert_eq!(answer["count"], 3);
     for id in first..first + 3 {
@@ -196,7 +241,10 @@ fn a_batch_is_accepted_whole_or_not_at_all() {
     }
 
     let problem = client.post("/jobs", &json!([good, bad, good])).problem(422);
-    assert_eq!(problem["errors"][0]["pointer"], "/1/timeout_ms", "{problem}");
+    assert_eq!(
+        problem["errors"][0]["pointer"], "/1/timeout_ms",
+        "{problem}"
+    );
     let lines = format!("{good}\n{good}\n{bad}\n");
     let request = Request::post("/jobs").bytes("application/x-ndjson", lines);
     let problem = client.ask(request).problem(422);
@@ -213,7 +261,11 @@ fn a_batch_is_accepted_whole_or_not_at_all() {
 fn a_repeated_key_makes_one_job_even_across_a_kill() {
     let mut cluster = Cluster::start();
     let job = json!({"command": ["true"], "name": "once"});
-    let keyed = |job: &Value| Request::post("/jobs").json(job).header("Idempotency-Key", "k-1");
+    let keyed = |job: &Value| {
+        Request::post("/jobs")
+            .json(job)
+            .header("Idempotency-Key", "k-1")
+    };
     let first = cluster.client().ask(keyed(&job)).expect(201);
     assert_eq!(first.header("idempotent-replayed"), None);
     let again = cluster.client().ask(keyed(&job)).expect(201);
@@ -240,8 +292,12 @@ fn the_same_key_at_the_same_time_makes_one_job() {
                 scope.spawn(move || {
                     start.wait();
                     let job = json!({"command": ["true"]});
-                    let request = Request::post("/jobs").json(&job).header("Idempotency-Key", "x");
-                    client.ask(request).expect(201).json()["id"].as_u64().unwrap()
+                    let request = Request::post("/jobs")
+                        .json(&job)
+                        .header("Idempotency-Key", "x");
+                    client.ask(request).expect(201).json()["id"]
+                        .as_u64()
+                        .unwrap()
                 })
             })
             .collect();
@@ -257,14 +313,21 @@ fn a_long_poll_answers_when_the_job_ends_and_not_before() {
     let gate = cluster.scratch().join("gate");
     let id = cluster.submit(&json!({"command": until_exists(&gate)}));
     cluster.await_state(id, "running");
-    let early = cluster.client().get(format!("/jobs/{id}?wait=300ms&live=0")).expect(200).json();
+    let early = cluster
+        .client()
+        .get(format!("/jobs/{id}?wait=300ms&live=0"))
+        .expect(200)
+        .json();
     assert_eq!(early["state"], "running");
 
     let answered = AtomicU64::new(0);
     thread::scope(|scope| {
         let mut client = cluster.client();
         let waiting = scope.spawn(|| {
-            let end = client.get(format!("/jobs/{id}?wait=60s")).expect(200).json();
+            let end = client
+                .get(format!("/jobs/{id}?wait=60s"))
+                .expect(200)
+                .json();
             answered.store(1, Ordering::SeqCst);
             end
         });
@@ -305,7 +368,13 @@ fn a_list_pages_through_every_job_once() {
     let mut path = "/jobs?limit=10&queue=nobody".to_owned();
     for _page in 0..10 {
         let page = client.get(&path).expect(200).json();
-        seen.extend(page["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_u64().unwrap()));
+        seen.extend(
+            page["jobs"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|job| job["id"].as_u64().unwrap()),
+        );
         match page["next_cursor"].as_str() {
             Some(cursor) => path = format!("/jobs?limit=10&queue=nobody&cursor={cursor}"),
             None => break,
@@ -323,7 +392,11 @@ fn a_retry_of_a_finished_job_is_a_new_job_that_names_the_old_one() {
     let id = cluster.submit(&effects.job("exit 1"));
     let end = cluster.await_end(id);
     assert_eq!(end["state"], "failed");
-    let copy = cluster.client().ask(Request::post(format!("/jobs/{id}/retry"))).expect(201).json();
+    let copy = cluster
+        .client()
+        .ask(Request::post(format!("/jobs/{id}/retry")))
+        .expect(201)
+        .json();
     let copy_id = copy["id"].as_u64().unwrap();
     assert!(copy_id > id);
     let copy_end = cluster.await_end(copy_id);
@@ -345,5 +418,7 @@ pub(crate) fn until_exists_line(gate: &std::path::Path) -> String {
 /// Waits until a job has written down a start, and gives the first.
 #[track_caller]
 pub(crate) fn first_start(effects: &Effects, id: u64) -> hostler_tests::Start {
-    wait_for(PATIENCE, format!("job {id} starts"), || effects.of(id).first().copied())
+    wait_for(PATIENCE, format!("job {id} starts"), || {
+        effects.of(id).first().copied()
+    })
 }
