@@ -323,7 +323,8 @@ fn a_long_poll_answers_when_the_job_ends_and_not_before() {
     let answered = AtomicU64::new(0);
     thread::scope(|scope| {
         let mut client = cluster.client();
-        let waiting = scope.spawn(|| {
+        let answered = &answered;
+        let waiting = scope.spawn(move || {
             let end = client
                 .get(format!("/jobs/{id}?wait=60s"))
                 .expect(200)
