@@ -144,7 +144,7 @@ fn when_only_the_server_dies_no_job_starts_twice_and_running_jobs_are_adopted() 
 fn when_workers_die_too_every_acknowledged_job_ends_once() {
     let rounds = size(4, 20);
     let mut cluster = Cluster::with(&["--worker-grace", "1s"]);
-    let mut workers = vec![cluster.worker("w-1", 4), cluster.worker("w-2", 4)];
+    let mut workers = [cluster.worker("w-1", 4), cluster.worker("w-2", 4)];
     let effects = cluster.effects();
     let mut job = effects.job("sleep 0.2");
     job["max_losses"] = json!(100);

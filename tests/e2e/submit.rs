@@ -132,7 +132,7 @@ fn two_hundred_concurrent_submitters_lose_nothing_and_each_priority_keeps_its_or
                 let mut client = cluster.client();
                 scope.spawn(move || {
                     start.wait();
-                    let mut submit = |k: i64| {
+                    let submit = |k: i64| {
                         let priority = (n + k) % 3 - 1;
                         let mut job = effects.job("true");
                         job["priority"] = json!(priority);
