@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::clock::{Clock, Stamp};
 use crate::dispatch::bodies::Bodies;
 use crate::dispatch::probes::Probes;
-use crate::dispatch::translate::{self, Heard, Outgoing, Starts};
+use crate::dispatch::translate::{self, Heard, Numbers, Outgoing, Starts};
 use crate::dispatch::{Ask, JobStatus, LiveStatus, Message, WorkerStatus};
 use crate::mailbox::{Receiver, Wake};
 use crate::net::{self, Post};
@@ -82,6 +82,7 @@ struct Dispatch {
     bodies: Bodies,
     probes: Probes,
     starts: Starts,
+    numbers: Numbers,
     /// What a session's worker holds of starts we never made, until it has been told to drop it.
     foreign: HashMap<SessionId, Vec<Fence>>,
     /// Who asked for a cancel.
@@ -108,6 +109,7 @@ impl Dispatch {
             bodies: Bodies::new(Arc::clone(&parts.resident_bytes)),
             probes: Probes::new(parts.probe_timeout),
             starts: Starts::new(&parts.epochs),
+            numbers: Numbers::default(),
             foreign: HashMap::new(),
             cancels: HashMap::new(),
             next_ask: 1,
@@ -229,7 +231,7 @@ impl Dispatch {
             }
             Message::Frames { session, frames } => {
                 for frame in frames {
-                    match translate::hear(&self.starts, session, frame) {
+                    match translate::hear(&self.starts, &mut self.numbers, session, frame) {
                         Heard::Event(event) => self.engine.handle(now, event, &mut self.effects),
                         Heard::Probed(reply) => self.probes.reply(now, reply),
                         Heard::Misplaced => {
@@ -241,6 +243,7 @@ impl Dispatch {
             }
             Message::Left { session } => {
                 self.starts.part(session);
+                self.numbers.part(session);
                 self.foreign.remove(&session);
                 Event::Left { session }
             }
@@ -389,15 +392,17 @@ impl Dispatch {
                     seq,
                     fences,
                 } => {
-                    self.out.assign(session, seq, &fences, &mut self.bodies);
+                    let numbers = &mut self.numbers;
+                    self.out
+                        .assign(numbers, session, seq, &fences, &mut self.bodies);
                 }
-                Effect::Recall { session, fences } => self.out.recall(session, fences),
+                Effect::Recall { session, fences } => self.out.recall(session, &fences),
                 Effect::Cancel {
                     session,
                     fence,
                     force,
                 } => self.out.cancel(session, fence, force),
-                Effect::Stop { session, fences } => self.out.stop(session, fences),
+                Effect::Stop { session, fences } => self.out.stop(session, &fences),
                 Effect::Ack { session, through } => self.out.ack(session, through),
                 Effect::Answer { ask, answer: what } => {
                     if let Some(reply) = self.cancels.remove(&ask) {

@@ -1,6 +1,7 @@
 //! Frame → event, effect → frame or fact; the only file that knows both languages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 
 use bytes::BytesMut;
 use hostler_engine::effect::Refusal;
@@ -9,6 +10,7 @@ use hostler_engine::{Fact, Span};
 use hostler_wire::frame::{
     Ack, Assign, Assignment, Cancel, Frame, Login, ProbeReply, Recall, RefuseCode, Resumed, Stop,
 };
+use hostler_wire::limits::BATCH_ITEMS_MAX;
 use hostler_wire::{Epoch, Fence, SessionId, WorkerId};
 
 use crate::dispatch::bodies::Bodies;
@@ -87,6 +89,8 @@ impl Starts {
     }
 }
 
+/// An assign frame is closed above this: one job at its limit fits, and many small ones do.
+const ASSIGN_BYTES_TARGET: usize = 2 << 20;
 /// No server start has this number.
 const NO_EPOCH: Epoch = Epoch::new(0);
 
@@ -119,7 +123,12 @@ pub(super) fn join(starts: &mut Starts, session: SessionId, login: Login) -> (Jo
 }
 
 /// What a worker says, in the engine's words.
-pub(super) fn hear(starts: &Starts, session: SessionId, frame: Frame) -> Heard {
+pub(super) fn hear(
+    starts: &Starts,
+    numbers: &mut Numbers,
+    session: SessionId,
+    frame: Frame,
+) -> Heard {
     let ours = |fences: Vec<Fence>| -> Vec<Fence> {
         fences
             .into_iter()
@@ -154,7 +163,7 @@ pub(super) fn hear(starts: &Starts, session: SessionId, frame: Frame) -> Heard {
         },
         Frame::Beat(beat) => Event::Heard {
             session,
-            assign_seq: beat.assign_seq,
+            assign_seq: numbers.engine_seq(session, beat.assign_seq),
         },
         Frame::ProbeReply(reply) => return Heard::Probed(reply),
         Frame::Hello(_)
@@ -175,6 +184,58 @@ pub(super) fn hear(starts: &Starts, session: SessionId, frame: Frame) -> Heard {
         | Frame::OutputAck(_) => return Heard::Misplaced,
     };
     Heard::Event(event)
+}
+
+/// Numbers of assign frames. The engine counts hand-outs; a hand-out too large for one frame leaves in several, so the
+/// worker counts more. Beats come back in the worker's numbers.
+#[derive(Debug, Default)]
+pub(super) struct Numbers(HashMap<SessionId, Count>);
+
+#[derive(Debug, Default)]
+struct Count {
+    /// Frames beyond the engine's count, in hand-outs the worker has confirmed.
+    confirmed_extra: u64,
+    /// Hand-outs in several frames that it has not: the first and last frame of each.
+    split: VecDeque<(u64, u64)>,
+}
+
+impl Numbers {
+    pub(super) fn part(&mut self, session: SessionId) {
+        self.0.remove(&session);
+    }
+
+    /// The numbers of the frames of this hand-out.
+    fn frames(&mut self, session: SessionId, engine_seq: u64, frames: u64) -> Range<u64> {
+        let count = match self.0.get_mut(&session) {
+            Some(count) => count,
+            None if frames <= 1 => return engine_seq..engine_seq + frames,
+            None => self.0.entry(session).or_default(),
+        };
+        let pending: u64 = count.split.iter().map(|(first, last)| last - first).sum();
+        let first = engine_seq + count.confirmed_extra + pending;
+        if frames > 1 {
+            count.split.push_back((first, first + frames - 1));
+        }
+        first..first + frames
+    }
+
+    /// The last hand-out wholly received by a worker whose last frame was this.
+    fn engine_seq(&mut self, session: SessionId, frame: u64) -> u64 {
+        let Some(count) = self.0.get_mut(&session) else {
+            return frame;
+        };
+        while let Some(&(first, last)) = count.split.front() {
+            if frame < first {
+                break;
+            }
+            if frame < last {
+                return first - 1 - count.confirmed_extra;
+            }
+            count.confirmed_extra += last - first;
+            count.split.pop_front();
+        }
+        frame.saturating_sub(count.confirmed_extra)
+    }
 }
 
 /// What leaves in one turn, gathered by destination so that each gets one push and one wake-up.
@@ -203,21 +264,32 @@ impl Outgoing {
 
     pub(super) fn assign(
         &mut self,
+        numbers: &mut Numbers,
         session: SessionId,
         seq: u64,
         fences: &[Fence],
         bodies: &mut Bodies,
     ) {
-        let jobs = fences
-            .iter()
-            .map(|&fence| {
-                let body = bodies.take(fence.job).expect(
-                    "the engine assigns a job only while it knows its body to be in memory",
-                );
-                Assignment { fence, body }
-            })
-            .collect();
-        self.frame(session, &Frame::Assign(Assign { seq, jobs }));
+        let mut frames = vec![Vec::with_capacity(fences.len().min(BATCH_ITEMS_MAX))];
+        let mut bytes = 0;
+        for &fence in fences {
+            let body = bodies
+                .take(fence.job)
+                .expect("the engine assigns a job only while it knows its body to be in memory");
+            let assignment = Assignment { fence, body };
+            let size = assignment.encoded_bytes();
+            let last = frames.last().map_or(0, Vec::len);
+            if last == BATCH_ITEMS_MAX || (last > 0 && bytes + size > ASSIGN_BYTES_TARGET) {
+                frames.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += size;
+            frames.last_mut().expect("made with one").push(assignment);
+        }
+        let seqs = numbers.frames(session, seq, frames.len() as u64);
+        for (seq, jobs) in seqs.zip(frames) {
+            self.frame(session, &Frame::Assign(Assign { seq, jobs }));
+        }
     }
 
     pub(super) fn resumed(
@@ -236,16 +308,30 @@ impl Outgoing {
         self.frame(session, &Frame::Resumed(Resumed { acked, void }));
     }
 
-    pub(super) fn recall(&mut self, session: SessionId, fences: Vec<Fence>) {
-        self.frame(session, &Frame::Recall(Recall { fences }));
+    pub(super) fn recall(&mut self, session: SessionId, fences: &[Fence]) {
+        for fences in fences.chunks(BATCH_ITEMS_MAX) {
+            self.frame(
+                session,
+                &Frame::Recall(Recall {
+                    fences: fences.to_vec(),
+                }),
+            );
+        }
     }
 
     pub(super) fn cancel(&mut self, session: SessionId, fence: Fence, force: bool) {
         self.frame(session, &Frame::Cancel(Cancel { fence, force }));
     }
 
-    pub(super) fn stop(&mut self, session: SessionId, fences: Vec<Fence>) {
-        self.frame(session, &Frame::Stop(Stop { fences }));
+    pub(super) fn stop(&mut self, session: SessionId, fences: &[Fence]) {
+        for fences in fences.chunks(BATCH_ITEMS_MAX) {
+            self.frame(
+                session,
+                &Frame::Stop(Stop {
+                    fences: fences.to_vec(),
+                }),
+            );
+        }
     }
 
     pub(super) fn ack(&mut self, session: SessionId, through: u64) {
@@ -265,5 +351,25 @@ impl Outgoing {
             Refusal::Stopping => (RefuseCode::Stopping, "the server is stopping"),
         };
         self.closing.push((session, code, message.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hand_out_in_several_frames_is_received_with_its_last() {
+        let (mut numbers, session) = (Numbers::default(), SessionId::new(1));
+        assert_eq!(numbers.frames(session, 1, 1), 1..2);
+        assert_eq!(numbers.frames(session, 2, 3), 2..5);
+        assert_eq!(numbers.frames(session, 3, 1), 5..6);
+        assert_eq!(numbers.frames(session, 4, 2), 6..8);
+        let heard: Vec<u64> = (1..=7)
+            .map(|frame| numbers.engine_seq(session, frame))
+            .collect();
+        assert_eq!(heard, [1, 1, 1, 2, 3, 3, 4]);
+        assert_eq!(numbers.frames(session, 5, 1), 8..9);
+        assert_eq!(numbers.engine_seq(session, 8), 5);
     }
 }
