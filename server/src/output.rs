@@ -147,18 +147,14 @@ pub fn spawn(
     *status.damage.lock().unwrap_or_else(PoisonError::into_inner) = segments.damage().to_vec();
     status.stored_bytes.set(segments.stored_bytes());
 
-    // The mailbox needs the thread that sleeps on it, so the thread makes it.
-    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let (sender, inbox) = mailbox(&Wake::parking());
     let shared = Arc::clone(&status);
     let thread = std::thread::Builder::new()
         .name("output".into())
         .spawn(move || {
             let _abort = AbortOnPanic;
-            let (sender, inbox) = mailbox(&Wake::this_thread());
-            drop(tell.send(sender));
             thread::Thread::new(segments, inbox, answers, clock, shared).run();
         })?;
-    let sender = told.recv().map_err(io::Error::other)?;
     Ok((Handle { sender, status }, thread))
 }
 

@@ -29,6 +29,7 @@ use crate::dispatch::Message;
 use crate::mailbox::{Receiver, Sender, Wake, mailbox};
 use crate::metrics::Health;
 use crate::net::Post;
+use crate::output::Answer;
 use crate::store::seam::{Opening, Store, StoreError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::writer::Notice;
@@ -106,22 +107,34 @@ impl Stopper {
 }
 
 impl Server {
-    /// Opens the data directory, recovers, and serves. Returns when the server is ready. The thread that calls this is
-    /// the one that must call [`wait`](Self::wait).
+    /// Opens the data directory, recovers, and serves. Returns when the server is ready.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let store = SqliteStore::open(&config.data_dir)?;
         let auth = Arc::new(Auth::open(&config)?);
         let http_listener = listen("http", config.listen)?;
         let worker_listener = listen("worker", config.worker_listen)?;
-        let (control, inbox) = mailbox(&Wake::this_thread());
+        let (control, inbox) = mailbox(&Wake::parking());
         let addresses = config.data_dir.join(ADDRESSES_FILE);
         let (http_addr, worker_addr) = (local(&http_listener)?, local(&worker_listener)?);
         let drain_timeout = config.drain_timeout;
-        let threads =
-            start_threads(config, store, auth, (http_listener, worker_listener), &control)?;
+        let threads = start_threads(
+            config,
+            store,
+            auth,
+            (http_listener, worker_listener),
+            &control,
+        )?;
         publish(&addresses, http_addr, worker_addr).map_err(StartError::Thread)?;
         tracing::info!(http = %http_addr, workers = %worker_addr, "ready");
-        Ok(Self { http_addr, worker_addr, control, inbox, threads, drain_timeout, addresses })
+        Ok(Self {
+            http_addr,
+            worker_addr,
+            control,
+            inbox,
+            threads,
+            drain_timeout,
+            addresses,
+        })
     }
 
     /// Where HTTP listens.
@@ -201,17 +214,16 @@ fn start_threads(
     let resident_bytes = Arc::<AtomicUsize>::default();
 
     // Every mailbox first: each thread is born knowing the others.
-    let (dispatch_wake, dispatch_bell) = late_wake();
+    let dispatch_wake = Wake::parking();
     let (messages, message_inbox) = mailbox(&dispatch_wake);
     let (asks, ask_inbox) = mailbox(&dispatch_wake);
     let dispatch = dispatch::Handle::new(messages, asks);
-    let (writer_wake, writer_bell) = late_wake();
-    let (writes, writer_inbox) = mailbox(&writer_wake);
+    let (writes, writer_inbox) = mailbox(&Wake::parking());
     let writer = store::writer::Handle::new(writes, config.limits.intake_bytes_max);
     let (records, record_reader) = reader("records", &store, &dispatch)?;
     let (bodies, body_reader) = reader("bodies", &store, &dispatch)?;
     let (net, net_inbox) = net::open().map_err(StartError::Thread)?;
-    let (output, output_thread) = start_output(&config, &net, &health)?;
+    let (output, output_thread) = start_output(&config, clock, &net)?;
 
     let dispatch_parts = dispatch::Parts {
         wake: Arc::clone(&dispatch_wake),
@@ -228,7 +240,6 @@ fn start_threads(
     };
     let engine = Engine::new(engine_config(&config, &opening));
     let dispatch_thread = dispatch::spawn(dispatch_parts, engine).map_err(StartError::Thread)?;
-    dispatch_bell.set(dispatch_thread.thread().clone());
 
     // History, then the worker port, then the scan: dispatch's mailbox keeps that order.
     let wire = net::Parts {
@@ -273,7 +284,6 @@ fn start_threads(
         limits: config.limits.clone(),
     };
     let writer_thread = store::writer::spawn(writer_parts).map_err(StartError::Thread)?;
-    writer_bell.set(writer_thread.thread().clone());
 
     let http_parts = http::Parts {
         writer: writer.clone(),
@@ -296,7 +306,17 @@ fn start_threads(
         readers: [record_reader, body_reader],
         writer: writer_thread,
     };
-    Ok(Threads { health, dispatch, writer, records, bodies, net, output, http, joins })
+    Ok(Threads {
+        health,
+        dispatch,
+        writer,
+        records,
+        bodies,
+        net,
+        output,
+        http,
+        joins,
+    })
 }
 
 /// Tells dispatch what the store remembers. The worker port opens once the history is told.
@@ -328,7 +348,9 @@ fn recover(
     if let Some(wire) = wire.take() {
         opened = Some(net::spawn(wire));
     }
-    let net_thread = opened.expect("opened by the scan or right above").map_err(StartError::Thread)?;
+    let net_thread = opened
+        .expect("opened by the scan or right above")
+        .map_err(StartError::Thread)?;
     dispatch.tell(Message::Ready);
     Ok((net_thread, live))
 }
@@ -349,13 +371,28 @@ fn notify(
     })
 }
 
+fn start_output(
+    config: &Config,
+    clock: Clock,
+    net: &net::Handle,
+) -> Result<(output::Handle, JoinHandle<()>), StartError> {
+    let net = net.clone();
+    let answers = Box::new(move |answers: &mut Vec<Answer>| {
+        net.post_all(answers.drain(..).map(|answer| match answer {
+            Answer::Acks { pipe, bytes } => Post::Pipe { pipe, bytes },
+            Answer::Taken { pipe, bytes } => Post::PipeTaken { pipe, bytes },
+            Answer::Refuse { pipe } => Post::ClosePipe { pipe },
+        }));
+    });
+    output::spawn(output::Options::new(config), clock, answers).map_err(StartError::Thread)
+}
+
 fn reader(
     name: &str,
     store: &SqliteStore,
     dispatch: &dispatch::Handle,
 ) -> Result<(store::reader::Handle, JoinHandle<()>), StartError> {
-    let (wake, bell) = late_wake();
-    let (queries, inbox) = mailbox(&wake);
+    let (queries, inbox) = mailbox(&Wake::parking());
     let dispatch = dispatch.clone();
     let parts = store::reader::Parts {
         store: store.reader()?,
@@ -367,7 +404,6 @@ fn reader(
         }),
     };
     let thread = store::reader::spawn(name, parts).map_err(StartError::Thread)?;
-    bell.set(thread.thread().clone());
     Ok((store::reader::Handle::new(queries), thread))
 }
 
@@ -401,7 +437,11 @@ fn span(duration: Duration) -> Span {
 }
 
 fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    net::listen(address).map_err(|error| StartError::Listen { what, address, error })
+    net::listen(address).map_err(|error| StartError::Listen {
+        what,
+        address,
+        error,
+    })
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
@@ -421,7 +461,9 @@ fn publish(file: &Path, http: SocketAddr, workers: SocketAddr) -> io::Result<()>
 }
 
 fn wait_for(signal: oneshot::Receiver<()>, within: Duration) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
     if let Ok(runtime) = runtime {
         let waited = runtime.block_on(async { tokio::time::timeout(within, signal).await });
         if waited.is_err() {
@@ -461,7 +503,11 @@ impl fmt::Display for StartError {
         match self {
             Self::Store(error) => error.fmt(f),
             Self::Auth(error) => error.fmt(f),
-            Self::Listen { what, address, error } => {
+            Self::Listen {
+                what,
+                address,
+                error,
+            } => {
                 write!(f, "cannot open the {what} port {address}: {error}")
             }
             Self::Thread(error) => write!(f, "the system refused what the server needs: {error}"),

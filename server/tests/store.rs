@@ -1152,7 +1152,7 @@ impl Desk {
                 writer::run(parts);
             }
         });
-        let (sender, inbox) = mailbox(&Wake::for_thread(thread.thread().clone()));
+        let (sender, inbox) = mailbox(&Wake::parking());
         let desk = Self {
             disk: disk.clone(),
             handle: writer::Handle::new(sender, 1 << 20),
