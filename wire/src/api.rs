@@ -1,1 +1,23 @@
-//! The JSON shapes of HTTP: what is asked, what is answered, what went wrong. Knows no caller and no database.
+//! The JSON shapes of the HTTP interface, shared by server and command line.
+//!
+//! A shape reads strictly: an unknown field, a field given twice or a value of another type is an error whose message
+//! begins with a JSON pointer to the place ([`ShapeError`] takes it apart). What is asked of values beyond their type
+//! (bounds, sizes, what excludes what) is intake's business, not this module's.
+//!
+//! Not here: anything that knows a caller, a database or a status code's meaning.
+
+pub mod job;
+pub mod problem;
+pub mod query;
+
+mod fields;
+mod text;
+
+pub use fields::nearest;
+pub use job::{
+    Accepted, AcceptedBatch, AttemptView, CommandRequest, JobList, JobRequest, JobView, Links,
+    Live, LogsRequest, RetryRequest, RuleRequest, UsageView,
+};
+pub use problem::{FieldError, Problem, ShapeError};
+pub use query::{Health, LogEnd, LogPiece, Stats, Version, WorkerList, WorkerView};
+pub use text::{InvalidTimestamp, Timestamp};

@@ -1,0 +1,124 @@
+//! Answers about the server, its workers, and what jobs print.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::text::{self, Timestamp};
+use crate::{JobId, JobState};
+
+/// `GET /workers`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerList {
+    /// By name.
+    pub workers: Vec<WorkerView>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its stable name.
+    pub name: String,
+    /// Whether it is connected; otherwise its grace runs.
+    pub connected: bool,
+    /// Whether it takes no new work.
+    pub draining: bool,
+    /// Jobs it runs at once.
+    pub slots: u32,
+    /// Attempts it holds.
+    pub held: u32,
+    /// How long ago it was last heard.
+    pub last_heard_ms: u64,
+    /// Queues it serves.
+    pub queues: Vec<String>,
+    /// What it says of itself.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `GET /stats`: live jobs by state, and the workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Waiting for a time.
+    pub scheduled: u64,
+    /// May run now.
+    pub queued: u64,
+    /// On a worker.
+    pub running: u64,
+    /// Told to stop.
+    pub cancelling: u64,
+    /// Connected workers.
+    pub workers: u64,
+    /// Their slots together.
+    pub slots: u64,
+}
+
+/// `GET /version`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Of the program.
+    pub version: String,
+    /// Of the HTTP interface.
+    pub api: String,
+    /// Of the worker protocol.
+    pub protocol: u16,
+    /// Random, made once with the data directory, in hex: tells a wiped or different server.
+    pub cluster_id: String,
+    /// This start of the server.
+    pub epoch: u32,
+}
+
+/// `GET /healthz`, `GET /readyz` when all is well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok` or `ready`.
+    pub status: Cow<'static, str>,
+}
+
+/// A line of `GET /jobs/{id}/logs` as `application/x-ndjson`, and the data of an event in `text/event-stream`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPiece<'a> {
+    /// When the worker read it.
+    pub t: Timestamp,
+    /// `stdout` or `stderr`.
+    #[serde(borrow)]
+    pub stream: Cow<'a, str>,
+    /// Of which attempt.
+    pub attempt: u16,
+    /// Its place in that stream.
+    pub offset: u64,
+    /// The bytes, if they are UTF-8.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Cow<'a, str>>,
+    /// The bytes in base 64, if they are not.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub data_b64: Option<Cow<'a, str>>,
+}
+
+/// The last event of a followed output, and the last line (as `{"end":…}`) of its ndjson form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// Whose.
+    #[serde(with = "text::id")]
+    pub id: JobId,
+    /// Its state now.
+    #[serde(with = "text::state")]
+    pub state: JobState,
+    /// Why, if there is something to explain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'static, str>>,
+    /// The attempt the output is of; 0 if there is none.
+    pub attempt: u16,
+    /// Exit code, if a process had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// Signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u8>,
+    /// Bytes the job wrote that were not kept.
+    #[serde(default)]
+    pub truncated_bytes: u64,
+    /// Bytes the worker counted that have not arrived.
+    #[serde(default)]
+    pub incomplete_bytes: u64,
+}
