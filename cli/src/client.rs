@@ -153,10 +153,7 @@ impl Ask {
         let mut ask = Self::new(Method::POST, path, true);
         let key = HeaderValue::from_str(&random_key()).expect("hex is a header value");
         ask.headers = vec![
-            (
-                header::CONTENT_TYPE,
-                HeaderValue::from_static(content_type),
-            ),
+            (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
             (HeaderName::from_static("idempotency-key"), key),
         ];
         ask.body = body;
@@ -319,9 +316,11 @@ impl Client {
         let authorization = match token {
             None => None,
             Some(token) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {token}")).or(Err(
-                    Failure::new(Exit::Forbidden, "the access token holds characters no token has"),
-                ))?;
+                let mut value =
+                    HeaderValue::from_str(&format!("Bearer {token}")).or(Err(Failure::new(
+                        Exit::Forbidden,
+                        "the access token holds characters no token has",
+                    )))?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -557,7 +556,16 @@ mod tests {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
         }
         for text in [
-            "", "http://", "https://a", "a:0", "a:70000", "a:b", "::1", "[::1", "u@h:1", "a/b",
+            "",
+            "http://",
+            "https://a",
+            "a:0",
+            "a:70000",
+            "a:b",
+            "::1",
+            "[::1",
+            "u@h:1",
+            "a/b",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }
@@ -586,7 +594,10 @@ mod tests {
             .unwrap(),
         };
         let failure = refusal.into_failure();
-        assert_eq!(failure.to_string(), "the job is not valid\n  /retires: unknown field");
+        assert_eq!(
+            failure.to_string(),
+            "the job is not valid\n  /retires: unknown field"
+        );
         assert_eq!(failure.exit(), Exit::Usage);
     }
 }

@@ -2,20 +2,15 @@
 //!
 //! The form (`-o`) and the colours are decided once, here; the commands say what they have, not how it looks.
 //! Escape codes are written freely and taken out again by `anstream` where nobody would see colours.
-#![expect(
-    clippy::print_stdout,
-    reason = "the one module through which data leaves; everything else uses it"
-)]
 
 pub(crate) mod detail;
+pub(crate) mod json;
 pub(crate) mod list;
 pub(crate) mod paint;
 pub(crate) mod progress;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-
-use serde::Serialize;
 
 use crate::exit::Failure;
 
@@ -51,19 +46,6 @@ impl Form {
 pub(crate) fn line(text: impl Display) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     writeln!(out, "{text}")?;
-    Ok(out.flush()?)
-}
-
-/// One JSON value: spread over lines as `json`, on one line as `ndjson`.
-pub(crate) fn json(form: Form, value: &impl Serialize) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    let written = if form == Form::Json {
-        serde_json::to_writer_pretty(&mut out, value)
-    } else {
-        serde_json::to_writer(&mut out, value)
-    };
-    written.map_err(io::Error::from)?;
-    out.write_all(b"\n")?;
     Ok(out.flush()?)
 }
 
@@ -103,13 +85,15 @@ pub(crate) fn confirm(question: &str) -> bool {
         return false;
     }
     let mut err = anstream::stderr().lock();
-    if write!(err, "{question} [y/N] ").and_then(|()| err.flush()).is_err() {
+    if write!(err, "{question} [y/N] ")
+        .and_then(|()| err.flush())
+        .is_err()
+    {
         return false;
     }
     drop(err);
     let mut answer = String::new();
-    io::stdin().read_line(&mut answer).is_ok()
-        && matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")
+    io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")
 }
 
 /// Whether a person sits at both ends.
@@ -120,7 +104,13 @@ pub(crate) fn can_ask() -> bool {
 /// Text that came from a job or another user, without what would steer the terminal.
 pub(crate) fn plain(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
         .collect()
 }
 
@@ -130,6 +120,9 @@ mod tests {
 
     #[test]
     fn what_others_wrote_cannot_steer_the_terminal() {
-        assert_eq!(plain("a\x1b[31mb\tc\r\n"), "a\u{fffd}[31mb\tc\u{fffd}\u{fffd}");
+        assert_eq!(
+            plain("a\x1b[31mb\tc\r\n"),
+            "a\u{fffd}[31mb\tc\u{fffd}\u{fffd}"
+        );
     }
 }

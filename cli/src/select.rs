@@ -140,7 +140,10 @@ impl fmt::Display for InvalidSelector {
                     "the range {first}-{to} runs backwards: write {to}-{first}"
                 )
             }
-            Self::TooMany => write!(f, "more than {SELECTED_MAX} jobs at once; take them in parts"),
+            Self::TooMany => write!(
+                f,
+                "more than {SELECTED_MAX} jobs at once; take them in parts"
+            ),
             Self::NoLast => f.write_str("there is no job yet, so none is the last"),
         }
     }

@@ -48,17 +48,36 @@ pub(crate) struct Global {
     pub(crate) server: Option<String>,
 
     /// File with the access token (or set HOSTLER_TOKEN) [default: admin.token of the data directory]
-    #[arg(long, global = true, value_name = "FILE", env = "HOSTLER_TOKEN_FILE", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "HOSTLER_TOKEN_FILE",
+        hide_env = true
+    )]
     pub(crate) token_file: Option<PathBuf>,
 
     /// Configuration file
-    #[arg(long, global = true, value_name = "FILE", env = "HOSTLER_CONFIG", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "HOSTLER_CONFIG",
+        hide_env = true
+    )]
     pub(crate) config: Option<PathBuf>,
 
     /// Colours
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto",
-          hide_default_value = true, hide_possible_values = true,
-          long_help = "Colours: auto, always or never")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true,
+        hide_possible_values = true,
+        long_help = "Colours: auto, always or never"
+    )]
     pub(crate) color: ColorChoice,
 
     /// Say more about what is done
@@ -136,9 +155,11 @@ impl Settings {
         let file = read_config(global.config.as_deref())?;
         let form = match (global.output, &file.client.output) {
             (Some(form), _) => form,
-            (None, Some(text)) => clap::ValueEnum::from_str(text, false).or(Err(Failure::usage(
-                format!("client.output = \"{text}\" in the configuration: no such form"),
-            )))?,
+            (None, Some(text)) => {
+                clap::ValueEnum::from_str(text, false).or(Err(Failure::usage(format!(
+                    "client.output = \"{text}\" in the configuration: no such form"
+                ))))?
+            }
             (None, None) => Form::default(),
         };
         let addresses = global
@@ -201,13 +222,19 @@ pub(crate) fn read_token(path: &Path) -> Result<String, Failure> {
             io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => Exit::Forbidden,
             _ => Exit::Usage,
         };
-        Failure::new(exit, format!("cannot read the token in {}: {error}", path.display()))
+        Failure::new(
+            exit,
+            format!("cannot read the token in {}: {error}", path.display()),
+        )
     })?;
     let token = text.trim();
     if token.is_empty() || token.contains(char::is_whitespace) {
         return Err(Failure::new(
             Exit::Forbidden,
-            format!("{} holds no access token: it must be one word", path.display()),
+            format!(
+                "{} holds no access token: it must be one word",
+                path.display()
+            ),
         ));
     }
     Ok(token.to_owned())
@@ -218,7 +245,11 @@ pub(crate) fn data_dir(said: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(path) = said {
         return Ok(path.to_owned());
     }
-    let from = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let from = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     from("STATE_DIRECTORY")
         .or_else(|| from("XDG_STATE_HOME").map(|home| home.join("hostler")))
         .or_else(|| from("HOME").map(|home| home.join(".local/state/hostler")))
@@ -279,7 +310,9 @@ fn absent(error: &io::Error) -> bool {
 
 fn read_small(path: &Path) -> io::Result<String> {
     if fs::metadata(path)?.len() > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("longer than {FILE_BYTES_MAX} bytes")));
+        return Err(io::Error::other(format!(
+            "longer than {FILE_BYTES_MAX} bytes"
+        )));
     }
     let mut text = String::new();
     File::open(path)?
