@@ -194,6 +194,21 @@ impl<T> Receiver<T> {
     }
 }
 
+/// Held by a thread whose panic must end the process: the store is the truth, and going on with a part missing is not
+/// safe.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub struct AbortOnPanic;
+
+#[cfg(not(loom))]
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 #[cfg(loom)]
 mod looming {
     //! Loom cannot look into crossbeam's queue; what is modelled is the rule of sleeping and waking around a queue.

@@ -9,6 +9,10 @@ pub mod output;
 pub mod probe;
 pub mod report;
 
+use bytes::Bytes;
+
+use crate::codec::{DecodeError, Reader, Wire, Writer};
+
 pub use assign::{
     Assign, Assignment, Cancel, Command, Handler, Logs, LogsMode, OnPartition, Overflow, Recall,
     Stop, Task, Work,
@@ -65,4 +69,73 @@ pub enum Frame {
     OutputEnd(OutputEnd),
     /// Server → worker, output socket: on disk up to here.
     OutputAck(OutputAck),
+}
+
+/// Set in a header's flags: a receiver that does not know the kind passes over the frame instead of closing.
+pub const SKIPPABLE: u8 = 1;
+
+/// The number and the name of each kind, and the way to its layout.
+macro_rules! kinds {
+    ($($variant:ident = $kind:literal, $name:literal;)+) => {
+        impl Frame {
+            /// Every kind: its number on the wire and its name in `PROTOCOL.md`.
+            pub const KINDS: &'static [(u8, &'static str)] = &[$(($kind, $name),)+];
+
+            /// The kind's number.
+            pub const fn kind(&self) -> u8 {
+                match self { $(Self::$variant(_) => $kind,)+ }
+            }
+
+            /// The kind's name.
+            pub const fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name,)+ }
+            }
+
+            /// Whether a frame of this kind can be read.
+            pub(crate) const fn knows(kind: u8) -> bool {
+                matches!(kind, $($kind)|+)
+            }
+
+            pub(crate) fn write_body(&self, to: &mut Writer<'_>) {
+                match self { $(Self::$variant(body) => body.write(to),)+ }
+            }
+
+            /// Reads a whole body of a known kind.
+            pub(crate) fn read_body(kind: u8, body: &Bytes) -> Result<Self, DecodeError> {
+                match kind {
+                    $($kind => {
+                        let mut from = Reader::new($name, body);
+                        let frame = Self::$variant(Wire::read(&mut from)?);
+                        from.finish()?;
+                        Ok(frame)
+                    })+
+                    _ => Err(DecodeError::new("frame", "is of an unknown kind")),
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    Hello = 0x01, "hello";
+    Challenge = 0x02, "challenge";
+    Login = 0x03, "login";
+    Welcome = 0x04, "welcome";
+    Refused = 0x05, "refused";
+    NotLeader = 0x06, "not_leader";
+    Resumed = 0x07, "resumed";
+    Assign = 0x10, "assign";
+    Recall = 0x11, "recall";
+    Cancel = 0x12, "cancel";
+    Stop = 0x13, "stop";
+    Started = 0x20, "started";
+    Reports = 0x21, "reports";
+    Returned = 0x22, "returned";
+    Ack = 0x23, "ack";
+    Beat = 0x24, "beat";
+    Probe = 0x30, "probe";
+    ProbeReply = 0x31, "probe_reply";
+    Chunk = 0x40, "chunk";
+    OutputEnd = 0x41, "output_end";
+    OutputAck = 0x42, "output_ack";
 }

@@ -2,7 +2,7 @@
 
 /// Largest frame body before the handshake is done: a stranger may not make us hold more.
 pub const HANDSHAKE_FRAME_BYTES_MAX: usize = 2 << 20;
-/// Largest first frame of a connection: a hello is short.
+/// Largest first frame a server takes on a connection: a hello is short.
 pub const HELLO_FRAME_BYTES_MAX: usize = 512;
 /// Largest frame body after it: one job's body at its limit (4 MiB) and its neighbours in the batch.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
@@ -34,3 +34,9 @@ pub const STDERR_TAIL_BYTES_MAX: usize = 4_096;
 pub const CHUNK_BYTES_MAX: usize = 64 << 10;
 /// Most other addresses in a `NotLeader`.
 pub const ADDRESSES_MAX: usize = 16;
+/// Largest encoded body of one job: its content at the limit and a length before each argument and variable.
+pub const WORK_BYTES_MAX: usize = BODY_BYTES_MAX + 12 * ARGS_MAX + 1_024;
+/// Most epochs a resuming worker knows; attempts of older ones are void.
+pub const EPOCHS_MAX: usize = 1_024;
+/// Longest address: a host name of 255, a colon, a port.
+pub const ADDRESS_BYTES_MAX: usize = 261;

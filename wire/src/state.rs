@@ -141,12 +141,12 @@ impl Priority {
 
     /// Its place among 256 lanes, 0 for the least urgent.
     pub const fn lane(self) -> u8 {
-        (self.0 as u8) ^ 0x80
+        self.0.cast_unsigned() ^ 0x80
     }
 
     /// The priority of that lane.
     pub const fn from_lane(lane: u8) -> Self {
-        Self((lane ^ 0x80) as i8)
+        Self((lane ^ 0x80).cast_signed())
     }
 }
 

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 
 use crate::Fence;
+use crate::codec::{DecodeError, Reader, Wire, Writer, coded};
+use crate::limits::CHUNK_BYTES_MAX;
 
 /// Which of a process's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,4 +55,73 @@ pub struct OutputAck {
     pub stderr_through: u64,
     /// The end is recorded too: forget the attempt's output altogether.
     pub ended: bool,
+}
+
+coded!(Stream, "stream" { Stdout = 1, Stderr = 2 });
+
+impl Wire for Chunk {
+    const BYTES_MIN: usize = Fence::BYTES_MIN + 21;
+
+    fn write(&self, to: &mut Writer<'_>) {
+        to.reserve(Self::BYTES_MIN + self.data.len());
+        self.fence.write(to);
+        self.stream.write(to);
+        to.u64(self.offset);
+        to.u64(self.at_ms);
+        to.long_bytes("output", &self.data, CHUNK_BYTES_MAX);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let chunk = Self {
+            fence: Fence::read(from)?,
+            stream: Stream::read(from)?,
+            offset: from.u64()?,
+            at_ms: from.u64()?,
+            data: from.long_bytes("output", CHUNK_BYTES_MAX)?,
+        };
+        match chunk.offset.checked_add(chunk.data.len() as u64) {
+            Some(_) => Ok(chunk),
+            None => Err(DecodeError::new("output", "ends beyond 2^64")),
+        }
+    }
+}
+
+impl Wire for OutputEnd {
+    const BYTES_MIN: usize = Fence::BYTES_MIN + 24;
+
+    fn write(&self, to: &mut Writer<'_>) {
+        self.fence.write(to);
+        to.u64(self.stdout_bytes);
+        to.u64(self.stderr_bytes);
+        to.u64(self.dropped_bytes);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            fence: Fence::read(from)?,
+            stdout_bytes: from.u64()?,
+            stderr_bytes: from.u64()?,
+            dropped_bytes: from.u64()?,
+        })
+    }
+}
+
+impl Wire for OutputAck {
+    const BYTES_MIN: usize = Fence::BYTES_MIN + 17;
+
+    fn write(&self, to: &mut Writer<'_>) {
+        self.fence.write(to);
+        to.u64(self.stdout_through);
+        to.u64(self.stderr_through);
+        to.bool(self.ended);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            fence: Fence::read(from)?,
+            stdout_through: from.u64()?,
+            stderr_through: from.u64()?,
+            ended: from.bool("ended")?,
+        })
+    }
 }
