@@ -1,14 +1,49 @@
-//! The wire thread: one mio loop over all worker sockets. A post office that does not read letters: it accepts, runs
-//! the handshake, cuts frames, and passes them on in batches.
+//! The wire thread: one mio loop over all worker sockets. A post office that does not read letters: it accepts, runs the
+//! handshake, cuts frames, and passes them on in batches, a message a socket and turn.
 //!
-//! Not here: what a frame means (`dispatch`), what becomes of output (`output`).
+//! What it promises: a stranger costs little and not for long (small frames, a deadline, a bound on connections); every
+//! session that was told of as joined is told of once as left; output never delays control (pipes wait while the output
+//! thread is behind, control sockets do not); a peer that does not read is cut off before it costs memory.
+//!
+//! Not here: what a frame means (`dispatch`), what becomes of output (`output`), what silence means (the engine's).
+
+mod conn;
+mod listener;
+mod peers;
+mod thread;
 
 use bytes::BytesMut;
 use hostler_wire::SessionId;
-use hostler_wire::frame::RefuseCode;
+use hostler_wire::frame::{Frame, Login, RefuseCode};
 
-use crate::mailbox::Sender;
+pub use thread::{Parts, Settings, spawn};
+
+use crate::mailbox::{Receiver, Sender, Wake, mailbox};
 use crate::output::PipeId;
+
+/// What the wire thread tells of workers.
+#[derive(Debug)]
+pub enum Arrived {
+    /// A worker has proven who it is.
+    Joined {
+        /// Its session.
+        session: SessionId,
+        /// What it said.
+        login: Box<Login>,
+    },
+    /// What a worker says, in order.
+    Frames {
+        /// Who.
+        session: SessionId,
+        /// What.
+        frames: Vec<Frame>,
+    },
+    /// The socket is gone.
+    Left {
+        /// Whose.
+        session: SessionId,
+    },
+}
 
 /// The language of the wire thread's mailbox.
 #[derive(Debug)]
@@ -53,6 +88,29 @@ pub enum Post {
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: Sender<Post>,
+}
+
+/// Its own end, before it runs.
+#[derive(Debug)]
+pub struct Inbox {
+    poll: mio::Poll,
+    wake: std::sync::Arc<Wake>,
+    receiver: Receiver<Post>,
+}
+
+/// Both ends.
+pub fn open() -> std::io::Result<(Handle, Inbox)> {
+    let poll = mio::Poll::new()?;
+    let wake = Wake::poll(mio::Waker::new(poll.registry(), thread::WAKE)?);
+    let (sender, receiver) = mailbox(&wake);
+    Ok((
+        Handle { sender },
+        Inbox {
+            poll,
+            wake,
+            receiver,
+        },
+    ))
 }
 
 impl Handle {

@@ -19,7 +19,7 @@ use crate::dispatch::probes::Probes;
 use crate::dispatch::translate::{self, Heard, Numbers, Outgoing, Starts};
 use crate::dispatch::{Ask, JobStatus, LiveStatus, Message, WorkerStatus};
 use crate::mailbox::{Receiver, Wake};
-use crate::net::{self, Post};
+use crate::net::{self, Arrived, Post};
 use crate::store::reader;
 use crate::store::writer::{self, Arrival, JobLanes};
 
@@ -222,14 +222,14 @@ impl Dispatch {
                 }
                 Event::Fetched { jobs }
             }
-            Message::Joined { session, login } => {
+            Message::Worker(Arrived::Joined { session, login }) => {
                 let (join, foreign) = translate::join(&mut self.starts, session, *login);
                 if !foreign.is_empty() {
                     self.foreign.insert(session, foreign);
                 }
                 Event::Joined(Box::new(join))
             }
-            Message::Frames { session, frames } => {
+            Message::Worker(Arrived::Frames { session, frames }) => {
                 for frame in frames {
                     match translate::hear(&self.starts, &mut self.numbers, session, frame) {
                         Heard::Event(event) => self.engine.handle(now, event, &mut self.effects),
@@ -241,7 +241,7 @@ impl Dispatch {
                 }
                 return;
             }
-            Message::Left { session } => {
+            Message::Worker(Arrived::Left { session }) => {
                 self.starts.part(session);
                 self.numbers.part(session);
                 self.foreign.remove(&session);
