@@ -493,9 +493,10 @@ async fn connect_to(address: &Address) -> Result<SendRequest<Full<Bytes>>, Strin
 }
 
 fn plain_io(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        _ => error.to_string(),
+    if error.kind() == std::io::ErrorKind::ConnectionRefused {
+        "connection refused".into()
+    } else {
+        error.to_string()
     }
 }
 

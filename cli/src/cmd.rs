@@ -4,20 +4,20 @@
 
 mod cancel;
 mod completions;
-//TEMP mod dev;
+mod dev;
 mod filter;
 mod health;
 mod list;
 mod logs;
 mod retry;
 mod run;
-//TEMP mod server;
+mod server;
 mod spec;
 mod status;
 mod submit;
 mod version;
 mod wait;
-//TEMP mod worker;
+mod worker;
 mod workers;
 
 use std::ffi::OsString;
@@ -39,7 +39,6 @@ use crate::settings::Global;
     long_about = None,
     override_usage = "hostler [OPTIONS] COMMAND [ARGS]",
     arg_required_else_help = true,
-    infer_long_args = true,
     disable_help_subcommand = true,
     max_term_width = 100,
     help_template = HELP,
@@ -95,7 +94,7 @@ Examples:
 /// One command.
 #[derive(Debug, Subcommand)]
 enum Command {
-    //TEMP Dev(dev::Args),
+    Dev(dev::Args),
     Run(run::Args),
     Submit(submit::Args),
     #[command(visible_alias = "ls")]
@@ -105,8 +104,8 @@ enum Command {
     Wait(wait::Args),
     Cancel(cancel::Args),
     Retry(retry::Args),
-    //TEMP Server(server::Args),
-    //TEMP Worker(worker::Args),
+    Server(server::Args),
+    Worker(worker::Args),
     Workers(workers::Args),
     Health(health::Args),
     Version(version::Args),
@@ -145,9 +144,9 @@ pub(crate) fn run(cli: Cli) -> Exit {
 
 fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
     match command {
-        //TEMP Command::Dev(args) => dev::run(args, &global),
-        //TEMP Command::Server(args) => server::run(args, &global),
-        //TEMP Command::Worker(args) => worker::run(args, &global),
+        Command::Dev(args) => dev::run(args, &global),
+        Command::Server(args) => server::run(args, &global),
+        Command::Worker(args) => worker::run(args, &global),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Run(args) => {
             talk(&global, async |context| run::run(args, context).await).map_err(Failure::ours)

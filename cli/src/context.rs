@@ -41,9 +41,10 @@ impl Context {
             None
         };
         select::resolve(selectors, last).map_err(|error| {
-            let exit = match error {
-                select::InvalidSelector::NoLast => Exit::Unknown,
-                _ => Exit::Usage,
+            let exit = if error == select::InvalidSelector::NoLast {
+                Exit::Unknown
+            } else {
+                Exit::Usage
             };
             Failure::new(exit, error.to_string())
         })

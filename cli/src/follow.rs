@@ -15,7 +15,7 @@ use crate::client::{Ask, Client, encode};
 use crate::clock::Moment;
 use crate::exit::{Exit, Failure};
 use crate::output;
-use crate::sse::{Decoder, Event};
+use crate::sse::{Decoder, Event, TooLong};
 
 /// How long a server may be away before we stop waiting for it.
 const AWAY_MAX: Duration = Duration::from_secs(60);
@@ -210,7 +210,7 @@ async fn listen(
     let mut events = Vec::new();
     *contact = true;
     while let Some(bytes) = answer.piece().await.map_err(Stopped::Lost)? {
-        decoder.push(&bytes, &mut events).map_err(|_| {
+        decoder.push(&bytes, &mut events).map_err(|TooLong| {
             Stopped::For(Failure::new(
                 Exit::Unreachable,
                 "the server sent an event without end",

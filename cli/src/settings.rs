@@ -37,14 +37,10 @@ pub(crate) struct Global {
     )]
     pub(crate) output: Option<Form>,
 
-    /// Where the server is; several addresses are tried in turn [default: http://127.0.0.1:7440]
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL[,URL…]",
-        env = "HOSTLER_URL",
-        hide_env_values = true
-    )]
+    /// Where the server is; several addresses are tried in turn
+    /// [env: HOSTLER_URL] [default: http://127.0.0.1:7440]
+    // The variable is read below: a worker has a `--server` of its own, for which it must not stand in.
+    #[arg(long, global = true, value_name = "URL[,URL…]")]
     pub(crate) server: Option<String>,
 
     /// File with the access token (or set HOSTLER_TOKEN) [default: admin.token of the data directory]
@@ -162,9 +158,11 @@ impl Settings {
             }
             (None, None) => Form::default(),
         };
+        let from_environment = text_from_environment("HOSTLER_URL")?;
         let addresses = global
             .server
             .as_deref()
+            .or(from_environment.as_deref())
             .or(file.client.server.as_deref())
             .unwrap_or("http://127.0.0.1:7440")
             .split(',')
@@ -205,25 +203,25 @@ impl Settings {
 
 /// The token in `HOSTLER_TOKEN`.
 pub(crate) fn token_from_environment() -> Result<Option<String>, Failure> {
-    match env::var_os("HOSTLER_TOKEN") {
-        None => Ok(None),
-        Some(token) if token.is_empty() => Ok(None),
-        Some(token) => token
-            .into_string()
-            .map(|token| Some(token.trim().to_owned()))
-            .or(Err(Failure::usage("HOSTLER_TOKEN is not text"))),
-    }
+    text_from_environment("HOSTLER_TOKEN")
+}
+
+/// A variable's value without the white space round it; one that is empty counts as not set.
+fn text_from_environment(name: &str) -> Result<Option<String>, Failure> {
+    let Some(value) = env::var_os(name) else {
+        return Ok(None);
+    };
+    let text = value
+        .into_string()
+        .or(Err(Failure::usage(format!("{name} is not text"))))?;
+    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
 
 /// The token in a file: one line.
 pub(crate) fn read_token(path: &Path) -> Result<String, Failure> {
     let text = read_small(path).map_err(|error| {
-        let exit = match error.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => Exit::Forbidden,
-            _ => Exit::Usage,
-        };
         Failure::new(
-            exit,
+            Exit::Forbidden,
             format!("cannot read the token in {}: {error}", path.display()),
         )
     })?;

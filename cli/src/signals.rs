@@ -18,7 +18,10 @@ impl Stops {
     pub(crate) fn listen() -> io::Result<Self> {
         // More than a few pending requests say nothing that the first two did not.
         let (sender, receiver) = mpsc::channel(4);
-        each(move |signal, _| drop(sender.try_send(signal)))?;
+        each(move |signal, _| {
+            // Full: enough has been asked for. Closed: nobody waits any more.
+            let (Ok(()) | Err(_)) = sender.try_send(signal);
+        })?;
         Ok(Self(receiver))
     }
 

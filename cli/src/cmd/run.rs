@@ -161,10 +161,11 @@ fn last_line(job: &JobView, printed: bool) -> String {
     if let Some(message) = job.message.as_deref().filter(|text| !text.is_empty()) {
         line.push_str(&format!("\n  {}", output::plain(message)));
     }
-    if !printed && job.state != JobState::Succeeded {
-        if let Some(tail) = job.stderr_tail.as_deref().filter(|tail| !tail.is_empty()) {
-            line.push_str(&format!("\n{}", list::indented(tail, 10, "    ")));
-        }
+    if !printed
+        && job.state != JobState::Succeeded
+        && let Some(tail) = job.stderr_tail.as_deref().filter(|tail| !tail.is_empty())
+    {
+        line.push_str(&format!("\n{}", list::indented(tail, 10, "    ")));
     }
     line
 }

@@ -131,7 +131,7 @@ pub(crate) async fn all(
 
 /// Waits for the first of them.
 async fn any(
-    context: &mut Context,
+    context: &Context,
     selected: &Selected,
     timeout: Option<Duration>,
 ) -> Result<Exit, Failure> {

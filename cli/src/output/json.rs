@@ -29,9 +29,8 @@ pub(crate) fn text(form: Form, text: &str) -> Result<(), Failure> {
 fn spread(text: &str) -> String {
     let mut out = String::with_capacity(text.len() * 2);
     let mut depth = 0usize;
-    let mut chars = text.chars().filter_outside_strings();
     let mut opened = false;
-    while let Some((c, in_string)) = chars.next() {
+    for (c, in_string) in text.chars().filter_outside_strings() {
         let closes = !in_string && (c == '}' || c == ']');
         if opened && !closes {
             newline(&mut out, depth);

@@ -98,19 +98,21 @@ pub(crate) fn run_ms(job: &JobView, now_ms: u64) -> Option<u64> {
     let started = job.started_at?;
     match job.state {
         JobState::Running | JobState::Cancelling => Some(since(started, now_ms)),
-        state if state.is_terminal() => job
+        JobState::Scheduled | JobState::Blocked | JobState::Queued => None,
+        JobState::Succeeded
+        | JobState::Failed
+        | JobState::Cancelled
+        | JobState::Expired
+        | JobState::Skipped => job
             .finished_at
             .map(|finished| finished.millis().saturating_sub(started.millis())),
-        _ => None,
     }
 }
 
 /// Tries so far out of tries allowed: charged failures, and the current one.
 pub(crate) fn attempt(job: &JobView) -> String {
-    let current = match job.state {
-        JobState::Running | JobState::Cancelling | JobState::Succeeded => 1,
-        _ => 0,
-    };
+    let running = [JobState::Running, JobState::Cancelling, JobState::Succeeded];
+    let current = u16::from(running.contains(&job.state));
     let tries = job.failures.saturating_add(current);
     format!("{tries}/{}", job.max_attempts)
 }
