@@ -13,7 +13,8 @@ use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use std::{env, thread};
 
-use hostler_server::{Config, Server, ServerError, Stopper};
+use hostler_server::Config;
+use hostler_server::server::{Server, ServerError, Stopper};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -66,7 +67,12 @@ pub(crate) struct Args {
     ephemeral: bool,
 
     /// Where data is kept
-    #[arg(long, value_name = "DIR", default_value = ".hostler", conflicts_with = "ephemeral")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = ".hostler",
+        conflicts_with = "ephemeral"
+    )]
     data_dir: PathBuf,
 
     #[command(flatten)]
@@ -126,7 +132,10 @@ fn place(args: &Args) -> Result<(PathBuf, Option<tempfile::TempDir>), Failure> {
         .prefix("hostler-")
         .tempdir()
         .map_err(|error| {
-            Failure::new(Exit::Unsuccessful, format!("no temporary directory: {error}"))
+            Failure::new(
+                Exit::Unsuccessful,
+                format!("no temporary directory: {error}"),
+            )
         })?;
     Ok((dir.path().join("data"), Some(dir)))
 }
@@ -141,11 +150,11 @@ fn ports(said: Option<u16>, for_one_command: bool) -> Result<(SocketAddr, Socket
     } else if for_one_command && said.is_none() {
         0
     } else {
-        return Err(
-            Failure::new(Exit::Unsuccessful, format!("port {port} on 127.0.0.1 is taken")).hint(
-                "use what runs there (hostler run -- COMMAND), or take another: --port PORT",
-            ),
-        );
+        return Err(Failure::new(
+            Exit::Unsuccessful,
+            format!("port {port} on 127.0.0.1 is taken"),
+        )
+        .hint("use what runs there (hostler run -- COMMAND), or take another: --port PORT"));
     };
     let next = http.checked_add(1).filter(|next| http != 0 && free(*next));
     Ok((at(http), at(next.unwrap_or(0))))
@@ -157,7 +166,10 @@ fn banner(args: &Args, slots: u32, http: SocketAddr) {
     } else {
         let dir = &args.data_dir;
         let here = if dir.is_relative() { "./" } else { "" };
-        format!("Data: {here}{} (kept; --ephemeral to discard)", dir.display())
+        format!(
+            "Data: {here}{} (kept; --ephemeral to discard)",
+            dir.display()
+        )
     };
     let elsewhere = if http.port() == PORT {
         String::new()
@@ -169,7 +181,9 @@ fn banner(args: &Args, slots: u32, http: SocketAddr) {
         paint::bold(concat!("hostler ", env!("CARGO_PKG_VERSION"), " dev"))
     ));
     output::note(format_args!("  HTTP       http://{http}"));
-    output::note(format_args!("  Try        hostler {elsewhere}run -- echo hello"));
+    output::note(format_args!(
+        "  Try        hostler {elsewhere}run -- echo hello"
+    ));
 }
 
 /// Server and worker together.
@@ -231,9 +245,7 @@ impl Everything {
             match race(dying, ended.recv()).await {
                 First::Left(failure) => failure,
                 First::Right(Some(Err(error))) => server_failure(&error),
-                First::Right(_) => {
-                    Failure::new(Exit::Unsuccessful, "the server stopped by itself")
-                }
+                First::Right(_) => Failure::new(Exit::Unsuccessful, "the server stopped by itself"),
             }
         };
         match race(work, trouble).await {
@@ -244,7 +256,10 @@ impl Everything {
 }
 
 fn server_failure(error: &ServerError) -> Failure {
-    Failure::new(Exit::Unsuccessful, format!("the server cannot go on: {error}"))
+    Failure::new(
+        Exit::Unsuccessful,
+        format!("the server cannot go on: {error}"),
+    )
 }
 
 /// How the worker is started.
@@ -301,7 +316,9 @@ impl Supervised {
                     format!("the worker died {deaths} times in a row, last with: {how}"),
                 );
             }
-            output::note(paint::yellow(&format!("the worker died ({how}); starting it again")));
+            output::note(paint::yellow(&format!(
+                "the worker died ({how}); starting it again"
+            )));
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
             match Worker::spawn(&self.plan) {
@@ -332,7 +349,10 @@ impl Supervised {
 impl Worker {
     fn spawn(plan: &WorkerPlan) -> Result<Self, Failure> {
         let cannot = |error: &dyn std::fmt::Display| {
-            Failure::new(Exit::Unsuccessful, format!("the worker cannot be started: {error}"))
+            Failure::new(
+                Exit::Unsuccessful,
+                format!("the worker cannot be started: {error}"),
+            )
         };
         let program = env::current_exe().map_err(|error| cannot(&error))?;
         let mut child = command(&program, plan)

@@ -7,7 +7,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hostler_server::{Config, Durability, Server};
+use hostler_server::Config;
+use hostler_server::config::Durability;
+use hostler_server::server::{Server, StartError};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::duration;
@@ -76,7 +78,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let settings = Settings::merge(global)?;
     let file = &settings.file.server;
-    start_trace(&args.trace, &file.log_level, &file.log_format, settings.verbose)?;
+    start_trace(
+        &args.trace,
+        &file.log_level,
+        &file.log_format,
+        settings.verbose,
+    )?;
     let config = config(&args, file)?;
     let data_dir = config.data_dir.clone();
     let server = Server::start(config).map_err(|error| start_failure(&error))?;
@@ -103,7 +110,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 }
 
 /// A start that failed, as the user sees it.
-pub(crate) fn start_failure(error: &hostler_server::StartError) -> Failure {
+pub(crate) fn start_failure(error: &StartError) -> Failure {
     Failure::new(
         Exit::Unsuccessful,
         format!("the server cannot start: {error}"),
@@ -116,12 +123,12 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
     let from = |name: &str, error: String| {
         Failure::usage(format!("server.{name} in the configuration: {error}"))
     };
-    let pick = |name: &str, flag: Option<Duration>, text: &Option<String>, default: Duration| {
-        match (flag, text) {
-            (Some(value), _) => Ok(value),
-            (None, Some(text)) => duration::parse(text).map_err(|error| from(name, error)),
-            (None, None) => Ok(default),
-        }
+    let pick = |name: &str, flag: Option<Duration>, text: &Option<String>, default: Duration| match (
+        flag, text,
+    ) {
+        (Some(value), _) => Ok(value),
+        (None, Some(text)) => duration::parse(text).map_err(|error| from(name, error)),
+        (None, None) => Ok(default),
     };
     config.worker_grace = pick(
         "worker_grace",
@@ -179,7 +186,8 @@ pub(crate) fn start_trace(
     format: &Option<String>,
     verbose: u8,
 ) -> Result<(), Failure> {
-    let wrong = |what: &str| Failure::usage(format!("{what} in the configuration has no such value"));
+    let wrong =
+        |what: &str| Failure::usage(format!("{what} in the configuration has no such value"));
     let level = match (args.log_level, level) {
         (Some(level), _) => level,
         (None, Some(text)) => text.parse().or(Err(wrong("log_level")))?,
@@ -242,7 +250,14 @@ mod tests {
             probe_timeout: Some("1s".into()),
             ..ServerFile::default()
         };
-        let flags = ["--listen", "127.0.0.1:2", "--worker-grace", "7s", "--allow", "handlers"];
+        let flags = [
+            "--listen",
+            "127.0.0.1:2",
+            "--worker-grace",
+            "7s",
+            "--allow",
+            "handlers",
+        ];
         let config = config(&args(&flags), &file).unwrap();
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.worker_grace, Duration::from_secs(7));

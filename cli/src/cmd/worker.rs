@@ -28,7 +28,12 @@ Examples:
   hostler worker --server q1:7441,q2:7441 --token-file worker.token --queue video --label gpu=a100")]
 pub(crate) struct Args {
     /// The server's worker port; several addresses are tried in turn [default: 127.0.0.1:7441]
-    #[arg(long, value_name = "HOST:PORT[,…]", env = "HOSTLER_WORKER_SERVER", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "HOST:PORT[,…]",
+        env = "HOSTLER_WORKER_SERVER",
+        hide_env = true
+    )]
     server: Option<String>,
 
     /// Jobs it runs at once [default: one a processor]
@@ -44,7 +49,13 @@ pub(crate) struct Args {
     labels: Vec<(String, String)>,
 
     /// Its stable name, unique among workers [default: the machine's]
-    #[arg(short, long, value_name = "NAME", env = "HOSTLER_WORKER_NAME", hide_env = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "HOSTLER_WORKER_NAME",
+        hide_env = true
+    )]
     name: Option<String>,
 
     /// Time between TERM and KILL, for jobs that do not say [default: 10s]
@@ -74,7 +85,12 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         ..global.clone()
     })?;
     let file = &settings.file.worker;
-    start_trace(&args.trace, &file.log_level, &file.log_format, settings.verbose)?;
+    start_trace(
+        &args.trace,
+        &file.log_level,
+        &file.log_format,
+        settings.verbose,
+    )?;
     let worker = set_up(&args, file, &token(&settings)?)?;
     if args.exit_with_stdin {
         stop_with_stdin(worker.stopper())?;
@@ -111,7 +127,9 @@ fn token(settings: &Settings) -> Result<String, Failure> {
     }
     let data_dir = settings::data_dir(settings.file.server.data_dir.as_deref())?;
     settings::read_token(&data_dir.join("worker.token")).map_err(|failure| {
-        failure.hint("set HOSTLER_TOKEN or give --token-file: worker.token in the server's data directory")
+        failure.hint(
+            "set HOSTLER_TOKEN or give --token-file: worker.token in the server's data directory",
+        )
     })
 }
 
@@ -125,13 +143,23 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
         .map(|server| with_port(server.trim()))
         .collect::<Result<_, _>>()?;
     let from_file = |name: &str, text: &Option<String>| {
-        text.as_deref().map(duration::parse).transpose().map_err(|error| {
-            Failure::usage(format!("worker.{name} in the configuration: {error}"))
-        })
+        text.as_deref()
+            .map(duration::parse)
+            .transpose()
+            .map_err(|error| Failure::usage(format!("worker.{name} in the configuration: {error}")))
     };
-    let kill_grace = args.kill_grace.map_or_else(|| from_file("kill_grace", &file.kill_grace), |it| Ok(Some(it)))?;
-    let drain = args.drain_timeout.map_or_else(|| from_file("drain_timeout", &file.drain_timeout), |it| Ok(Some(it)))?;
-    let idle = args.idle_exit.map_or_else(|| from_file("idle_exit", &file.idle_exit), |it| Ok(Some(it)))?;
+    let kill_grace = args.kill_grace.map_or_else(
+        || from_file("kill_grace", &file.kill_grace),
+        |it| Ok(Some(it)),
+    )?;
+    let drain = args.drain_timeout.map_or_else(
+        || from_file("drain_timeout", &file.drain_timeout),
+        |it| Ok(Some(it)),
+    )?;
+    let idle = args.idle_exit.map_or_else(
+        || from_file("idle_exit", &file.idle_exit),
+        |it| Ok(Some(it)),
+    )?;
     let mut worker = Worker::connect(servers).token(token).commands();
     worker = worker.slots(args.slots.or(file.slots).unwrap_or_else(processors));
     if let Some(name) = args.name.as_ref().or(file.name.as_ref()) {
