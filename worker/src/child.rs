@@ -269,9 +269,13 @@ pub(crate) fn signal_group(leader: Pid, signal: Signal) {
 
 /// Keeps the last bytes; moves them only once as many more have come.
 fn keep_tail(tail: &mut Vec<u8>, new: &[u8]) {
-    let new = &new[new.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..];
+    if let Some(enough) = new.last_chunk::<STDERR_TAIL_BYTES_MAX>() {
+        tail.clear();
+        tail.extend_from_slice(enough);
+        return;
+    }
     if tail.len() + new.len() > 2 * STDERR_TAIL_BYTES_MAX {
-        tail.drain(..tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX - new.len()));
+        tail.drain(..tail.len() - STDERR_TAIL_BYTES_MAX);
     }
     tail.extend_from_slice(new);
 }

@@ -913,20 +913,18 @@ impl Session {
         if self.used == 0
             && let Mode::Draining { .. } | Mode::Ending { .. } = self.mode
         {
-            let why = match self.mode {
-                Mode::Draining { why, .. } => why,
+            let (why, patience) = match self.mode {
+                // Without a link the last reports may wait as long as what ran might have.
+                Mode::Draining { why, .. } if self.link != Link::Up => {
+                    (why, self.config.drain_timeout.max(LAST_WORDS))
+                }
+                Mode::Draining { why, .. } => (why, LAST_WORDS),
                 Mode::Working | Mode::Ending { .. } | Mode::Leaving { .. } | Mode::Gone => {
-                    Exit::Drained
+                    (Exit::Drained, LAST_WORDS)
                 }
             };
-            // Without a link the last reports may wait as long as what ran might have.
-            let patience = if self.link == Link::Up {
-                LAST_WORDS
-            } else {
-                self.config.drain_timeout
-            };
             self.mode = Mode::Leaving {
-                exit_at: now + patience.max(LAST_WORDS),
+                exit_at: now + patience,
                 why,
             };
         }

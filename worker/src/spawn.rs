@@ -5,7 +5,7 @@
 //! second against 1,780). Hence the program is looked up here.
 //!
 //! The child leads a process group of its own, sees a short list of the worker's variables, the job's own and four of
-//! ours, and inherits three file descriptors. The worker's token is in neither.
+//! ours, and inherits three file descriptors, whatever the worker itself has inherited. The worker's token is in neither.
 //!
 //! Not here: a process that runs (`child`), what a failure to start means (`session`).
 
@@ -59,6 +59,7 @@ pub(crate) enum SpawnError {
 
 impl Spawner {
     pub(crate) fn new(worker: String) -> Self {
+        keep_descriptors();
         let pass = |name| Some((name, std::env::var_os(name)?));
         Self {
             environment: PASSED_ON.into_iter().filter_map(pass).collect(),
@@ -210,6 +211,19 @@ impl SpawnError {
             Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE => Self::NoRoom { message },
             _ => Self::Failed { errno, message },
         }
+    }
+}
+
+/// Whoever started the worker may have left descriptors open to it: a lock, a listener. They are not for its jobs, which
+/// would hold them for as long as they live. Ours close themselves at each exec anyway.
+#[expect(unsafe_code, reason = "no crate of ours wraps close_range")]
+fn keep_descriptors() {
+    let flags = libc::c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).expect("a small flag");
+    // SAFETY: with this flag close_range closes nothing; it only marks descriptors to be closed by a later exec.
+    let marked = unsafe { libc::close_range(3, libc::c_uint::MAX, flags) };
+    if marked != 0 {
+        let error = io::Error::last_os_error();
+        tracing::warn!(%error, "descriptors the worker has inherited are passed on to its jobs");
     }
 }
 

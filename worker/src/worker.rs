@@ -487,7 +487,7 @@ impl Loop {
         }
         let children = self
             .ending
-            .keys()
+            .iter()
             .filter_map(|&key| self.children[key].0.next_deadline());
         let due = children
             .chain(self.session.next_deadline())
