@@ -285,7 +285,7 @@ struct Worker {
     pidfd: OwnedFd,
     /// Its end is how the worker notices ours.
     _stdin: Option<ChildStdin>,
-    ended: mpsc::Receiver<std::io::Result<ExitStatus>>,
+    ended: Ended,
     since: Moment,
 }
 
@@ -330,21 +330,28 @@ impl Supervised {
 
     /// TERM, and at the user's wish once more; KILL if it does not end; gone when this returns.
     async fn stop(&mut self, stops: &mut Stops) {
-        self.child.signal(Signal::TERM);
-        let ended = std::pin::pin!(timeout(WORKER_END_MAX, self.child.ended.recv()));
-        let pidfd = &self.child.pidfd;
-        let mut ended = ended;
-        loop {
-            match race(ended.as_mut(), stops.next()).await {
-                First::Left(Ok(_)) => return,
-                First::Left(Err(_)) => break,
-                First::Right(_) => send(pidfd, Signal::TERM),
-            }
+        let Worker { pidfd, ended, .. } = &mut self.child;
+        send(pidfd, Signal::TERM);
+        if !ends(pidfd, ended, stops).await {
+            send(pidfd, Signal::KILL);
+            ended.recv().await;
         }
-        self.child.signal(Signal::KILL);
-        self.child.ended.recv().await;
     }
 }
+
+/// Waits for the worker's end, passing on what the user says meanwhile; false if it takes too long.
+async fn ends(pidfd: &OwnedFd, ended: &mut Ended, stops: &mut Stops) -> bool {
+    let mut end = std::pin::pin!(timeout(WORKER_END_MAX, ended.recv()));
+    loop {
+        match race(end.as_mut(), stops.next()).await {
+            First::Left(in_time) => return in_time.is_ok(),
+            First::Right(_) => send(pidfd, Signal::TERM),
+        }
+    }
+}
+
+/// Brings the end of a process.
+type Ended = mpsc::Receiver<std::io::Result<ExitStatus>>;
 
 impl Worker {
     fn spawn(plan: &WorkerPlan) -> Result<Self, Failure> {
@@ -373,15 +380,11 @@ impl Worker {
             since: Moment::now(),
         })
     }
-
-    fn signal(&self, signal: Signal) {
-        send(&self.pidfd, signal);
-    }
 }
 
 /// Sends a signal; to a process that is gone it means nothing.
 fn send(pidfd: &OwnedFd, signal: Signal) {
-    drop(pidfd_send_signal(pidfd, signal));
+    let (Ok(()) | Err(_)) = pidfd_send_signal(pidfd, signal);
 }
 
 /// The worker's command line. It gets a process group of its own: Ctrl-C is ours to pass on, in good order.

@@ -48,12 +48,7 @@ pub(crate) struct Args {
     on_interrupt: OnInterrupt,
 
     /// The command and its arguments
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        required = true
-    )]
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, required = true)]
     command: Vec<String>,
 }
 

@@ -58,7 +58,6 @@ pub(crate) struct Args {
     #[arg(
         value_name = "COMMAND",
         trailing_var_arg = true,
-        allow_hyphen_values = true,
         required_unless_present = "handler",
         conflicts_with = "handler"
     )]
