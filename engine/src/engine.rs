@@ -206,9 +206,15 @@ impl Engine {
         self.jobs.counts().clone()
     }
 
-    /// Attempts assigned and not known to have started or been returned: what a stopping server waits for.
-    pub fn unstarted_count(&self) -> usize {
-        todo!()
+    /// Attempts called back from connected workers that have neither come back nor started: what a stopping server waits
+    /// for.
+    pub fn awaited_count(&self) -> u32 {
+        let connected = self
+            .workers
+            .all
+            .iter()
+            .filter(|(_, worker)| worker.link.is_some());
+        connected.map(|(_, worker)| worker.recalls).sum()
     }
 
     /// Every invariant, slowly. The simulator and the tests call it after each event.

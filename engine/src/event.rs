@@ -191,7 +191,7 @@ pub struct RestoredJob {
 }
 
 /// An assignment whose end is not known.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestoredAttempt {
     /// Its fence.
     pub fence: Fence,

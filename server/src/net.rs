@@ -16,6 +16,7 @@ use bytes::BytesMut;
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Frame, Login, RefuseCode};
 
+pub use listener::listen;
 pub use thread::{Parts, Settings, spawn};
 
 use crate::mailbox::{Receiver, Sender, Wake, mailbox};
@@ -68,6 +69,11 @@ pub enum Post {
         pipe: PipeId,
         /// How many.
         bytes: usize,
+    },
+    /// Close a pipe: its worker connects anew and sends again what is not acknowledged.
+    ClosePipe {
+        /// Which.
+        pipe: PipeId,
     },
     /// Tell a worker why, and close.
     Close {

@@ -439,7 +439,7 @@ impl Dispatch {
     fn settle(&mut self) {
         if self.settled.is_some()
             && self.facts_sent == self.facts_committed
-            && self.engine.unstarted_count() == 0
+            && self.engine.awaited_count() == 0
             && let Some(settled) = self.settled.take()
         {
             answer(settled, ());

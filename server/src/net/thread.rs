@@ -482,6 +482,11 @@ impl Net {
                     self.unread.append(&mut self.paused);
                 }
             }
+            Post::ClosePipe { pipe } => {
+                if let Some(&key) = self.pipes.get(&pipe) {
+                    self.drop_conn(key);
+                }
+            }
             Post::Close {
                 session,
                 code,

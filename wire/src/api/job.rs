@@ -617,6 +617,35 @@ pub struct AcceptedBatch {
     pub count: u32,
 }
 
+/// The answer to a cancel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateView {
+    /// Which.
+    #[serde(with = "text::id")]
+    pub id: JobId,
+    /// `cancelled`, or `cancelling` if it runs.
+    #[serde(with = "text::state")]
+    pub state: JobState,
+    /// Who has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Whether that worker can hear of it now; otherwise when it is back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_connected: Option<bool>,
+}
+
+impl StateView {
+    /// A job in that state, on no worker.
+    pub fn new(id: JobId, state: JobState) -> Self {
+        Self {
+            id,
+            state,
+            worker: None,
+            worker_connected: None,
+        }
+    }
+}
+
 /// `GET /jobs`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct JobList {

@@ -1,0 +1,12 @@
+//! The rules of scheduling, a sentence each, told to one small driver.
+
+mod trial;
+
+mod budgets;
+mod cancelling;
+mod commits;
+mod order;
+mod prefetch;
+mod recovery;
+mod sessions;
+mod time_limits;
