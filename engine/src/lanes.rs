@@ -51,7 +51,9 @@ impl<T> Lanes<T> {
 
     /// Whether nothing waits in any lane. Only the consumer may rely on a `true`.
     pub fn is_empty(&self) -> bool {
-        todo!()
+        self.bits
+            .iter()
+            .all(|word| word.load(Ordering::Acquire) == 0)
     }
 
     /// Takes the oldest entry of the highest priority. Only one thread may call it.

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 use crate::submit::{first_start, until_exists, until_exists_line};
 
+/// As short as the heartbeat (every two seconds) allows with some room.
+const SHORT_GRACE: &str = "6s";
+
 /// Submitters that go on whatever happens to the server. Each submission is repeated under its key until it is
 /// acknowledged, so each becomes exactly one job.
 struct Submitters {
@@ -143,7 +146,7 @@ fn when_only_the_server_dies_no_job_starts_twice_and_running_jobs_are_adopted() 
 #[test]
 fn when_workers_die_too_every_acknowledged_job_ends_once() {
     let rounds = size(4, 20);
-    let mut cluster = Cluster::with(&["--worker-grace", "1s"]);
+    let mut cluster = Cluster::with(&["--worker-grace", SHORT_GRACE]);
     let mut workers = [cluster.worker("w-1", 4), cluster.worker("w-2", 4)];
     let effects = cluster.effects();
     let mut job = effects.job("sleep 0.2");
@@ -318,7 +321,7 @@ fn a_stopped_server_leaves_running_jobs_to_the_next_one() {
 
 #[test]
 fn a_killed_workers_job_runs_again_elsewhere_after_the_grace() {
-    let mut cluster = Cluster::with(&["--worker-grace", "1s"]);
+    let mut cluster = Cluster::with(&["--worker-grace", SHORT_GRACE]);
     let mut first = cluster.worker("w-1", 1);
     let effects = cluster.effects();
     let id = cluster.submit(&effects.job(r#"[ "$HOSTLER_ATTEMPT" = 2 ] || sleep 120"#));
@@ -339,7 +342,7 @@ fn a_killed_workers_job_runs_again_elsewhere_after_the_grace() {
 
 #[test]
 fn a_job_that_bears_no_loss_is_never_started_again() {
-    let mut cluster = Cluster::with(&["--worker-grace", "1s"]);
+    let mut cluster = Cluster::with(&["--worker-grace", SHORT_GRACE]);
     let mut first = cluster.worker("w-1", 1);
     let mut second = cluster.worker("w-2", 1);
     let effects = cluster.effects();
@@ -461,7 +464,7 @@ fn what_outlives_the_drain_timeout_is_returned_uncharged() {
 
 #[test]
 fn a_worker_frozen_beyond_the_grace_loses_its_job_and_its_late_word_changes_nothing() {
-    let mut cluster = Cluster::with(&["--worker-grace", "1s"]);
+    let mut cluster = Cluster::with(&["--worker-grace", SHORT_GRACE]);
     let first = cluster.worker("w-1", 1);
     let effects = cluster.effects();
     // Attempt 1 would fail; it ends while its worker is frozen.

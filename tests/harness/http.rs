@@ -396,3 +396,68 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<String> {
 fn bad(what: &str, text: &str) -> Error {
     Error::other(format!("not a {what}: {text:?}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// A server that gives these answers one after another on one connection, and returns what it was asked.
+    fn canned(answers: &'static [&'static str]) -> (Client, thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::new(listener.local_addr().unwrap(), Some("secret".to_owned()));
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            for answer in answers {
+                loop {
+                    let line = read_line(&mut reader).unwrap();
+                    if line.is_empty() {
+                        break;
+                    }
+                    asked += &(line + "\n");
+                }
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+            asked
+        });
+        (client, server)
+    }
+
+    #[test]
+    fn lengths_chunks_and_empty_bodies_are_read_on_one_connection() {
+        let (mut client, server) = canned(&[
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n",
+            "HTTP/1.1 204 No Content\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\nX-A: b\r\n\r\nuntil the end",
+        ]);
+        assert_eq!(client.get("/1").expect(200).text(), "hello");
+        assert_eq!(client.get("/2").expect(200).text(), "abcde");
+        assert_eq!(client.delete("/3").expect(204).text(), "");
+        let last = thread::scope(|scope| {
+            let asking = scope.spawn(|| client.get("/4"));
+            let asked = server.join().unwrap();
+            assert_eq!(
+                asked.matches("Authorization: Bearer secret").count(),
+                4,
+                "{asked}"
+            );
+            assert!(asked.contains("DELETE /3 HTTP/1.1"), "{asked}");
+            asking.join().unwrap()
+        });
+        assert_eq!(
+            (last.status, last.header("x-a"), last.text().as_str()),
+            (404, Some("b"), "until the end")
+        );
+    }
+
+    #[test]
+    fn a_body_that_stops_short_is_an_error() {
+        let (mut client, _server) = canned(&["HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"]);
+        assert!(client.send(Request::post("/")).is_err());
+    }
+}

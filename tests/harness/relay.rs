@@ -256,3 +256,79 @@ fn reset(socket: &TcpStream) {
     set_socket_linger(socket, Some(Duration::ZERO)).ok();
     socket.shutdown(Shutdown::Both).ok();
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use hostler_wire::handshake::ClientHandshake;
+    use hostler_wire::token::Token;
+
+    use super::*;
+    use crate::clock::{PATIENCE, eventually};
+
+    /// A server that sends everything back, and a worker's connection of this role to it.
+    fn through_relay(role: Role) -> (Relay, TcpStream, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let relay = Relay::to(listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+            }
+        });
+        let token = Token {
+            role: "worker".into(),
+            id: "00000000".into(),
+            secret: [0; 32],
+        };
+        let (_handshake, hello) = ClientHandshake::new(&token, role, [0; 32]);
+        let mut bytes = BytesMut::new();
+        Frame::Hello(hello).encode(&mut bytes);
+        let mut stream = TcpStream::connect(relay.addr()).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut echo = vec![0; bytes.len()];
+        stream.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, bytes);
+        (relay, stream, echo)
+    }
+
+    #[test]
+    fn it_knows_what_a_connection_is_for_and_holds_only_those() {
+        let (relay, mut stream, hello) = through_relay(Role::Output);
+        assert_eq!(
+            (relay.open(Role::Output), relay.open(Role::Control)),
+            (1, 0)
+        );
+        assert_eq!(relay.remembered(Role::Output), Some(hello));
+        relay.hold(Role::Control);
+        stream.write_all(b"a").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        relay.hold(Role::Output);
+        stream.write_all(b"b").unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        assert!(stream.read(&mut [0]).is_err(), "what is held came through");
+        relay.release();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"b");
+    }
+
+    #[test]
+    fn it_cuts_even_what_it_holds_and_refuses_until_told_otherwise() {
+        let (relay, mut stream, _hello) = through_relay(Role::Control);
+        relay.hold(Role::Control);
+        stream.write_all(b"lost").unwrap();
+        assert_eq!(relay.cut(Role::Control), 1);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(
+            !matches!(stream.read(&mut [0]), Ok(1..)),
+            "a cut connection speaks"
+        );
+        eventually(PATIENCE, "it is gone", || relay.open(Role::Control) == 0);
+        relay.refuse(true);
+        let mut refused = TcpStream::connect(relay.addr()).unwrap();
+        assert!(!matches!(refused.read(&mut [0]), Ok(1..)));
+    }
+}
