@@ -77,6 +77,7 @@ Machines:
   version      Versions of this program and of the server
   completions  Completions for your shell
 
+Options of every command:
 {options}{after-help}";
 
 const AFTER_HELP: &str = "\
@@ -88,8 +89,9 @@ Examples:
   hostler logs -f last                         follow the newest job
   hostler cancel 3-9,12                        several at once
 
-`hostler COMMAND --help` says more. Exit codes: 0 done, 1 a job failed, 2 usage, 3 no such job, 4 token,
-5 no server, 6 conflict, 7 refused for now, 124 time is up; under `run` the job's own, ours being 125.";
+`hostler COMMAND --help` says more. Exit codes: 0 done, 1 a job failed, 2 usage, 3 no such job,
+4 token, 5 no server, 6 conflict, 7 refused for now, 124 time is up; under `run` the job's own,
+125 if the trouble is ours.";
 
 /// One command.
 #[derive(Debug, Subcommand)]

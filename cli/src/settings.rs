@@ -23,7 +23,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Form of the data on standard output
+    /// Form of the data: table, wide, json, ndjson or id
     #[arg(
         short,
         long,
@@ -32,18 +32,16 @@ pub(crate) struct Global {
         value_name = "FORM",
         env = "HOSTLER_OUTPUT",
         hide_env = true,
-        hide_possible_values = true,
-        long_help = "Form of the data on standard output: table, wide, json, ndjson or id"
+        hide_possible_values = true
     )]
     pub(crate) output: Option<Form>,
 
-    /// Where the server is; several addresses are tried in turn
-    /// [env: HOSTLER_URL] [default: http://127.0.0.1:7440]
+    /// Where the server is [env: HOSTLER_URL] [default: http://127.0.0.1:7440]
     // The variable is read below: a worker has a `--server` of its own, for which it must not stand in.
     #[arg(long, global = true, value_name = "URL[,URL…]")]
     pub(crate) server: Option<String>,
 
-    /// File with the access token (or set HOSTLER_TOKEN) [default: admin.token of the data directory]
+    /// File with the access token [default: HOSTLER_TOKEN, or the data directory's]
     #[arg(
         long,
         global = true,
@@ -63,7 +61,7 @@ pub(crate) struct Global {
     )]
     pub(crate) config: Option<PathBuf>,
 
-    /// Colours
+    /// Colours: auto, always or never
     #[arg(
         long,
         global = true,
@@ -71,8 +69,7 @@ pub(crate) struct Global {
         value_name = "WHEN",
         default_value = "auto",
         hide_default_value = true,
-        hide_possible_values = true,
-        long_help = "Colours: auto, always or never"
+        hide_possible_values = true
     )]
     pub(crate) color: ColorChoice,
 

@@ -201,7 +201,10 @@ impl Everything {
         let (sender, ended) = mpsc::channel(1);
         thread::Builder::new()
             .name("server".into())
-            .spawn(move || drop(sender.blocking_send(server.wait())))?;
+            .spawn(move || {
+                // Nobody is there to hear it only if we are ending anyway.
+                let (Ok(()) | Err(_)) = sender.blocking_send(server.wait());
+            })?;
         Ok(Self {
             stopper,
             ended,
