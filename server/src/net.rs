@@ -1,5 +1,5 @@
-//! The wire thread: one mio loop over all worker sockets. A post office that does not read letters: it accepts, runs the
-//! handshake, cuts frames, and passes them on in batches, a message a socket and turn.
+//! The wire thread: one mio loop over all worker sockets. A post office that does not read letters: it accepts, runs
+//! the handshake, cuts frames, and passes them on in batches.
 //!
 //! One turn: what sockets have (control before output, so many bytes each), what other threads post, what time is due;
 //! then each socket that has something to send is written to once.
@@ -31,36 +31,12 @@ use hostler_wire::handshake::{Identity, Verifier};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::mailbox::{Receiver, Sender, Wake, mailbox};
+use crate::mailbox::{AbortOnPanic, Receiver, Sender, Wake, mailbox};
 use crate::metrics::Counter;
 use crate::output::{self, PipeId};
 
 /// How often each side of a session beats (semantics 20).
 pub const BEAT_MS: u32 = 2_000;
-
-/// What the wire thread tells of workers.
-#[derive(Debug)]
-pub enum Arrived {
-    /// A worker has proven who it is.
-    Joined {
-        /// Its session.
-        session: SessionId,
-        /// What it said.
-        login: Box<Login>,
-    },
-    /// What a worker says, in order.
-    Frames {
-        /// Who.
-        session: SessionId,
-        /// What.
-        frames: Vec<Frame>,
-    },
-    /// The socket is gone.
-    Left {
-        /// Whose.
-        session: SessionId,
-    },
-}
 
 /// The language of the wire thread's mailbox.
 #[derive(Debug)]
@@ -247,45 +223,11 @@ impl fmt::Debug for Needs {
     }
 }
 
-/// A bug in here ends the process: SQLite is the truth, and we restart from it.
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
-    }
-}
-
 /// The other threads' end of the wire thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: Sender<Post>,
     status: Arc<Status>,
-}
-
-/// Its own end, before it runs.
-#[derive(Debug)]
-pub struct Inbox {
-    poll: mio::Poll,
-    wake: std::sync::Arc<Wake>,
-    receiver: Receiver<Post>,
-}
-
-/// Both ends.
-pub fn open() -> std::io::Result<(Handle, Inbox)> {
-    let poll = mio::Poll::new()?;
-    let wake = Wake::poll(mio::Waker::new(poll.registry(), thread::WAKE)?);
-    let (sender, receiver) = mailbox(&wake);
-    Ok((
-        Handle { sender },
-        Inbox {
-            poll,
-            wake,
-            receiver,
-        },
-    ))
 }
 
 impl Handle {
