@@ -10,7 +10,7 @@ use crate::effect::{CancelAnswer, Effect, Effects};
 use crate::engine::Engine;
 use crate::event::AskId;
 use crate::fact::Fact;
-use crate::job::Phase;
+use crate::job::{Flag, Phase};
 
 /// What waits for a fact. `at` is a worker's place, `worker` proves that it is still the same one.
 #[derive(Debug)]
@@ -162,7 +162,10 @@ impl Engine {
                 && !held.sent
             {
                 held.sent = true;
-                fences.push(held.fence());
+                let fence = held.fence();
+                fences.push(fence);
+                // The body leaves memory with the frame; another attempt fetches it again.
+                self.jobs.live(fence.job).unset(Flag::Resident);
             }
         }
         if fences.is_empty() {

@@ -598,6 +598,10 @@ impl World {
                     let former = self.workers[at].held.insert(fence, Holds::default());
                     assert!(former.is_none(), "{fence:?} is sent once");
                     self.fences.push(fence);
+                    assert!(
+                        self.resident.remove(&fence.job),
+                        "its body is there to be sent"
+                    );
                 }
             }
             Effect::Recall { session, fences } => {
