@@ -118,6 +118,9 @@ impl Engine {
             Event::Committed { through } => self.on_committed(through, out),
             Event::Joined(join) => self.on_joined(now, *join, out),
             Event::Left { session } => self.on_left(now, session, out),
+            Event::Alive { session } => {
+                self.hear(now, session);
+            }
             Event::Heard {
                 session,
                 assign_seq,

@@ -25,7 +25,7 @@ use hostler_wire::{JobId, JobState, Priority, Reason};
 use tokio::sync::oneshot;
 
 use crate::mailbox::Sender;
-use crate::net::Arrived;
+use crate::net::Arrival;
 use crate::store::reader::Bodies;
 
 /// The language of dispatch's mailbox, but for asks, which have one of their own.
@@ -48,7 +48,7 @@ pub enum Message {
         bodies: Bodies,
     },
     /// From the wire thread.
-    Worker(Arrived),
+    Worker(Arrival),
     /// From the server: no new assignments from now on, unstarted work comes back.
     Stopping {
         /// Told when nothing is in flight any more: no fact uncommitted, nothing unstarted with a worker.

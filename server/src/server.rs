@@ -36,7 +36,7 @@ use crate::store::writer::Notice;
 use crate::{dispatch, http, net, output, store};
 
 /// How often both sides of a worker's connection beat.
-const BEAT: Span = Span::from_secs(2);
+const BEAT: Span = Span::from_millis(net::BEAT_MS as u64);
 /// Between TERM and KILL where a job does not say; what the worker's default is, too.
 const KILL_GRACE: Span = Span::from_secs(10);
 /// Most attempts a worker is given ahead of its slots: 2 ms of no-op work.
@@ -111,19 +111,24 @@ impl Server {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let store = SqliteStore::open(&config.data_dir)?;
         let auth = Arc::new(Auth::open(&config)?);
-        let http_listener = listen("http", config.listen)?;
-        let worker_listener = listen("worker", config.worker_listen)?;
+        let http_listener =
+            TcpListener::bind(config.listen).map_err(|error| StartError::Listen {
+                what: "http",
+                address: config.listen,
+                error,
+            })?;
+        let address = config.worker_listen;
+        let worker_port = net::open(address).map_err(|error| StartError::Listen {
+            what: "worker",
+            address,
+            error,
+        })?;
         let (control, inbox) = mailbox(&Wake::parking());
         let addresses = config.data_dir.join(ADDRESSES_FILE);
-        let (http_addr, worker_addr) = (local(&http_listener)?, local(&worker_listener)?);
+        let http_addr = http_listener.local_addr().map_err(StartError::Thread)?;
+        let worker_addr = worker_port.address();
         let drain_timeout = config.drain_timeout;
-        let threads = start_threads(
-            config,
-            store,
-            auth,
-            (http_listener, worker_listener),
-            &control,
-        )?;
+        let threads = start_threads(config, store, auth, (http_listener, worker_port), &control)?;
         publish(&addresses, http_addr, worker_addr).map_err(StartError::Thread)?;
         tracing::info!(http = %http_addr, workers = %worker_addr, "ready");
         Ok(Self {
@@ -204,7 +209,7 @@ fn start_threads(
     config: Config,
     mut store: SqliteStore,
     auth: Arc<Auth>,
-    (http_listener, worker_listener): (TcpListener, TcpListener),
+    (http_listener, worker_port): (TcpListener, net::Net),
     control: &Sender<Control>,
 ) -> Result<Threads, StartError> {
     let opening = store.opening().clone();
@@ -222,7 +227,7 @@ fn start_threads(
     let writer = store::writer::Handle::new(writes, config.limits.intake_bytes_max);
     let (records, record_reader) = reader("records", &store, &dispatch)?;
     let (bodies, body_reader) = reader("bodies", &store, &dispatch)?;
-    let (net, net_inbox) = net::open().map_err(StartError::Thread)?;
+    let net = worker_port.handle();
     let (output, output_thread) = start_output(&config, clock, &net)?;
 
     let dispatch_parts = dispatch::Parts {
@@ -242,27 +247,25 @@ fn start_threads(
     let dispatch_thread = dispatch::spawn(dispatch_parts, engine).map_err(StartError::Thread)?;
 
     // History, then the worker port, then the scan: dispatch's mailbox keeps that order.
-    let wire = net::Parts {
-        inbox: net_inbox,
-        listener: worker_listener,
+    let needs = net::Needs {
+        config: config.clone(),
+        clock,
         identity: Identity {
             cluster: opening.cluster,
             epoch: opening.epoch,
             epoch_nonce: opening.epoch_nonce,
         },
-        verifier: {
+        find_verifier: {
             let auth = Arc::clone(&auth);
-            Box::new(move |id| auth.verifier(id).cloned())
+            Arc::new(move |id: &str| auth.verifier(id).cloned())
         },
-        arrived: {
+        tell: {
             let dispatch = dispatch.clone();
             Box::new(move |batch| dispatch.tell_all(batch.drain(..).map(Message::Worker)))
         },
         output: output.clone(),
-        clock,
-        settings: net_settings(&config),
     };
-    let (net_thread, live) = recover(&mut store, &dispatch, wire)?;
+    let (net_thread, live) = recover(&mut store, &dispatch, worker_port, needs)?;
 
     let writer_parts = store::writer::Parts {
         store: Box::new(store),
@@ -323,9 +326,10 @@ fn start_threads(
 fn recover(
     store: &mut SqliteStore,
     dispatch: &dispatch::Handle,
-    wire: net::Parts,
+    port: net::Net,
+    needs: net::Needs,
 ) -> Result<(JoinHandle<()>, u64), StartError> {
-    let mut wire = Some(wire);
+    let mut wire = Some((port, needs));
     let mut opened = None;
     let mut live = 0;
     let mut batch = Vec::with_capacity(RESTORE_BATCH);
@@ -339,14 +343,14 @@ fn recover(
         if batch.len() >= RESTORE_BATCH || (is_scan && wire.is_some()) {
             dispatch.tell(Message::Restored(std::mem::take(&mut batch)));
         }
-        if is_scan && let Some(wire) = wire.take() {
-            opened = Some(net::spawn(wire));
+        if is_scan && let Some((port, needs)) = wire.take() {
+            opened = Some(port.spawn(needs));
         }
         batch.push(part);
     })?;
     dispatch.tell(Message::Restored(batch));
-    if let Some(wire) = wire.take() {
-        opened = Some(net::spawn(wire));
+    if let Some((port, needs)) = wire.take() {
+        opened = Some(port.spawn(needs));
     }
     let net_thread = opened
         .expect("opened by the scan or right above")
@@ -378,11 +382,7 @@ fn start_output(
 ) -> Result<(output::Handle, JoinHandle<()>), StartError> {
     let net = net.clone();
     let answers = Box::new(move |answers: &mut Vec<Answer>| {
-        net.post_all(answers.drain(..).map(|answer| match answer {
-            Answer::Acks { pipe, bytes } => Post::Pipe { pipe, bytes },
-            Answer::Taken { pipe, bytes } => Post::PipeTaken { pipe, bytes },
-            Answer::Refuse { pipe } => Post::ClosePipe { pipe },
-        }));
+        net.post_all(answers.drain(..).map(Post::from));
     });
     output::spawn(output::Options::new(config), clock, answers).map_err(StartError::Thread)
 }
@@ -419,33 +419,8 @@ fn engine_config(config: &Config, opening: &Opening) -> hostler_engine::Config {
     }
 }
 
-fn net_settings(config: &Config) -> net::Settings {
-    let limits = &config.limits;
-    net::Settings {
-        beat: BEAT,
-        grace: span(config.worker_grace),
-        result_bytes_max: u32::try_from(limits.result_bytes_max).unwrap_or(u32::MAX),
-        connections_max: limits.worker_connections_max,
-        handshake: span(limits.handshake_timeout),
-        send_bytes_max: limits.worker_send_bytes_max,
-        output_pending_bytes_max: limits.output_pending_bytes_max,
-    }
-}
-
 fn span(duration: Duration) -> Span {
     Span::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
-}
-
-fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    net::listen(address).map_err(|error| StartError::Listen {
-        what,
-        address,
-        error,
-    })
-}
-
-fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(StartError::Thread)
 }
 
 /// Written beside and renamed, so that a reader finds all of it or none.

@@ -26,7 +26,10 @@ use mio::Waker;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::session::Ending;
+use crate::session::{Ending, shorten};
+
+/// Thousands of notes share one answer to a probe.
+const NOTE_BYTES_MAX: usize = 256;
 
 /// A named function of the worker.
 ///
@@ -97,11 +100,13 @@ impl Job {
         self.cancelled()
     }
 
-    /// Says how far the job is (0.0 to 1.0) and what it is about; shown to whoever looks at the job.
+    /// Says how far the job is (0.0 to 1.0; beyond is taken as the nearer end) and what it is about; shown to whoever
+    /// looks at the job. A note of more than 256 bytes is cut, and ends with an ellipsis.
     pub fn progress(&self, done: f32, note: &str) {
         let mut words = self.watch.words();
         words.progress = Some(done.clamp(0.0, 1.0));
         note.clone_into(&mut words.note);
+        shorten(&mut words.note, NOTE_BYTES_MAX);
     }
 }
 

@@ -22,7 +22,7 @@ use hostler_wire::frame::{
     Ack, Assign, Assignment, Beat, Cancel, Frame, Held, OnPartition, Probe, Recall, Report,
     Reports, Resumed, Returned, Started, Stop, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, EPOCHS_MAX, HELD_MAX};
+use hostler_wire::limits::{BATCH_ITEMS_MAX, EPOCHS_MAX, HELD_MAX, MESSAGE_BYTES_MAX};
 use hostler_wire::{Detail, Epoch, Fence, Outcome};
 
 use crate::clock::{Span, Time};
@@ -991,7 +991,10 @@ impl Session {
         }
     }
 
-    fn report(&mut self, report: Report) {
+    fn report(&mut self, mut report: Report) {
+        if let Some(detail) = &mut report.detail {
+            shorten(&mut detail.message, MESSAGE_BYTES_MAX);
+        }
         self.attempts.insert(report.fence, Phase::Ended);
         self.report_bytes += report_bytes(&report);
         self.reports.push_back(report);
@@ -1127,6 +1130,15 @@ impl Session {
 
     fn idle_exit_at(&self) -> Option<Time> {
         Some(self.idle_since? + self.config.idle_exit?)
+    }
+}
+
+/// Cuts a text that is too long for its place, and marks the cut with an ellipsis.
+pub(crate) fn shorten(text: &mut String, bytes_max: usize) {
+    const MARK: &str = "…";
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max - MARK.len()));
+        text.push_str(MARK);
     }
 }
 

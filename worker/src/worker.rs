@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, NAME_BYTES_MAX, SLOTS_MAX};
+use hostler_wire::limits::{BATCH_ITEMS_MAX, NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
 use hostler_wire::token::Token;
 use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
@@ -563,8 +563,10 @@ impl Loop {
                 Said::Welcome(welcome, challenge) => {
                     self.welcomed = true;
                     self.link.welcomed();
-                    self.result_bytes_max =
-                        usize::try_from(welcome.result_bytes_max).unwrap_or(usize::MAX);
+                    let result_bytes_max = usize::try_from(welcome.result_bytes_max);
+                    self.result_bytes_max = result_bytes_max
+                        .unwrap_or(RESULT_BYTES_MAX)
+                        .min(RESULT_BYTES_MAX);
                     let peer = self.link.line.as_ref().map(|line| line.peer);
                     self.pipe.follow(peer.map(|peer| (peer, welcome.session)));
                     tracing::info!(server = ?peer, epoch = %challenge.epoch, "connected");

@@ -120,7 +120,7 @@ fn a_cut_connection_costs_neither_report_nor_output() {
     // Each session has its own output connection.
     let mut output = server.accept(Role::Output);
     let Frame::Chunk(_) = output.next() else {
-        panic!("again from the last acknowledged byte")
+        panic!("output is sent again")
     };
     control.cut(); // neither report nor output is acknowledged
 
@@ -128,15 +128,17 @@ fn a_cut_connection_costs_neither_report_nor_output() {
     assert_eq!(control.login.last_report, 1);
     assert_eq!(control.next(), first);
     let mut output = server.accept(Role::Output);
-    let mut text = b"on".to_vec();
+    // The acknowledgement may or may not have been read before the cut.
+    let mut text = Vec::new();
     loop {
         match output.next() {
             Frame::Chunk(chunk) => {
-                assert_eq!(
-                    chunk.offset,
-                    text.len() as u64,
-                    "from the last acknowledged byte"
-                );
+                if text.is_empty() {
+                    let kept = usize::try_from(chunk.offset).unwrap();
+                    assert!(kept == 0 || kept == 2, "from the last acknowledged byte");
+                    text.extend_from_slice(&b"on"[..kept]);
+                }
+                assert_eq!(chunk.offset, text.len() as u64, "no gap and no overlap");
                 text.extend_from_slice(&chunk.data);
             }
             Frame::OutputEnd(end) => break assert_eq!(end.stdout_bytes, 8),

@@ -544,7 +544,15 @@ impl Trial {
                     let former = self.seqs.insert(*session, *seq).unwrap_or(0);
                     assert_eq!(*seq, former + 1, "sequences within a session have no gaps");
                 }
-                _ => {}
+                Effect::Fetch { .. }
+                | Effect::Resumed { .. }
+                | Effect::Refuse { .. }
+                | Effect::Recall { .. }
+                | Effect::Cancel { .. }
+                | Effect::Stop { .. }
+                | Effect::Ack { .. }
+                | Effect::Answer { .. }
+                | Effect::Finished { .. } => {}
             }
             let told = self.tell(&effect);
             let is_ack = matches!(effect, Effect::Ack { .. });
@@ -663,8 +671,8 @@ impl Trial {
                     Some(fence) => self.fences(&[fence]),
                     None => self.name(ended.job).to_owned(),
                 };
-                let words = |detail: &Box<Detail>| format!(" {:?}", detail.message);
-                let words = ended.detail.as_ref().map(words).unwrap_or_default();
+                let words = |detail: &Detail| format!(" {:?}", detail.message);
+                let words = ended.detail.as_deref().map(words).unwrap_or_default();
                 format!("ended {by} {}{}{words}", ended.state, because(ended.reason))
             }
             Fact::Cancelling(c) => format!("cancelling {}{}", self.name(c.job), because(c.reason)),

@@ -19,9 +19,9 @@ use crate::dispatch::probes::Probes;
 use crate::dispatch::translate::{self, Heard, Numbers, Outgoing, Starts};
 use crate::dispatch::{Ask, JobStatus, LiveStatus, Message, WorkerStatus};
 use crate::mailbox::{Receiver, Wake};
-use crate::net::{self, Arrived, Post};
+use crate::net::{self, Arrival, Post};
 use crate::store::reader;
-use crate::store::writer::{self, Arrival, JobLanes};
+use crate::store::writer::{self, JobLanes};
 
 /// Most messages, and most lane entries, taken in one turn: bounds the time between two looks at the clock.
 const TURN_MESSAGES_MAX: usize = 1_024;
@@ -161,7 +161,7 @@ impl Dispatch {
     fn empty_lanes(&mut self) -> bool {
         let now = self.parts.clock.now();
         for _ in 0..TURN_RUNS_MAX {
-            let Some(Arrival { run, bodies }) = self.parts.lanes.pop() else {
+            let Some(writer::Arrival { run, bodies }) = self.parts.lanes.pop() else {
                 return true;
             };
             if run.resident {
@@ -222,14 +222,18 @@ impl Dispatch {
                 }
                 Event::Fetched { jobs }
             }
-            Message::Worker(Arrived::Joined { session, login }) => {
+            Message::Worker(Arrival::Joined { session, login }) => {
                 let (join, foreign) = translate::join(&mut self.starts, session, *login);
                 if !foreign.is_empty() {
                     self.foreign.insert(session, foreign);
                 }
                 Event::Joined(Box::new(join))
             }
-            Message::Worker(Arrived::Frames { session, frames }) => {
+            Message::Worker(Arrival::Frames { session, frames }) => {
+                if frames.is_empty() {
+                    self.engine
+                        .handle(now, Event::Alive { session }, &mut self.effects);
+                }
                 for frame in frames {
                     match translate::hear(&self.starts, &mut self.numbers, session, frame) {
                         Heard::Event(event) => self.engine.handle(now, event, &mut self.effects),
@@ -241,7 +245,7 @@ impl Dispatch {
                 }
                 return;
             }
-            Message::Worker(Arrived::Left { session }) => {
+            Message::Worker(Arrival::Left { session }) => {
                 self.starts.part(session);
                 self.numbers.part(session);
                 self.foreign.remove(&session);

@@ -1,106 +1,130 @@
-//! One socket: buffers, readiness, back-pressure. Plain TCP; what TLS would add sits between the socket and `decoder`/`out`.
+//! One socket: its buffers, its readiness, how far its peer has proven itself.
+//!
+//! All bytes go through [`Conn::read`] and [`Conn::flush`]: TLS will sit between these and the socket.
+//!
+//! Not here: what frames mean (`net`), who is who (`peers`).
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown};
+use std::net::{Shutdown, SocketAddr};
 
 use bytes::{Buf, BytesMut};
 use hostler_engine::Time;
+use hostler_wire::SessionId;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::Frame;
+use hostler_wire::handshake::ServerHandshake;
 use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
 
-/// Read in one system call.
-pub(super) const READ_BYTES: usize = 256 << 10;
-/// Read of one socket in one turn: a talkative worker waits for the others.
-const TURN_BYTES_MAX: usize = 2 << 20;
+use crate::output::PipeId;
 
-/// A connection.
+/// How far the peer has come.
 #[derive(Debug)]
-pub(super) struct Conn<S> {
-    socket: TcpStream,
-    pub(super) peer: IpAddr,
-    pub(super) decoder: Decoder,
-    out: BytesMut,
-    /// Since when the socket takes nothing.
-    pub(super) blocked: Option<Time>,
-    /// It is in the list of those to be flushed at the end of the turn.
-    pub(super) dirty: bool,
-    pub(super) state: S,
+pub(super) enum Phase {
+    /// Its hello is awaited.
+    Hello,
+    /// Its login is awaited.
+    Login(Box<ServerHandshake>),
+    /// A worker's control connection.
+    Control(SessionId),
+    /// A worker's output pipe.
+    Pipe(PipeId),
+    /// It has been told why; what it still says is not read by anyone.
+    Closing,
 }
 
-/// How a turn of reading ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One socket.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub peer: SocketAddr,
+    /// Unique, unlike its place in the table.
+    pub serial: u64,
+    pub decoder: Decoder,
+    pub phase: Phase,
+    /// When it is closed if nothing happens.
+    pub deadline: Option<Time>,
+    /// Bytes of an unfinished handshake counted against the bound of all of them.
+    pub counted_bytes: usize,
+    /// When the peer's last sign of life was passed on.
+    pub heard: Time,
+    /// Since when it has taken nothing of what waits for it.
+    pub stuck_since: Option<Time>,
+    /// It is on the list of those to be flushed.
+    pub dirty: bool,
+    stream: TcpStream,
+    token: Token,
+    out: BytesMut,
+    wants_write: bool,
+}
+
+/// What a read gave.
 pub(super) enum Got {
-    /// Everything there was.
-    All,
-    /// More may wait; others come first.
-    More,
-    /// The peer has closed, or the socket failed.
+    Bytes(usize),
+    /// Nothing more for now.
+    Blocked,
+    /// The peer is gone, or the socket broken.
     Gone,
 }
 
-impl<S> Conn<S> {
-    pub(super) fn new(socket: TcpStream, peer: IpAddr, state: S) -> Self {
+impl Conn {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        serial: u64,
+        token: Token,
+        now: Time,
+    ) -> Self {
         Self {
-            socket,
             peer,
+            serial,
             decoder: Decoder::new(),
-            out: BytesMut::new(),
-            blocked: None,
+            phase: Phase::Hello,
+            deadline: None,
+            counted_bytes: 0,
+            heard: now,
+            stuck_since: None,
             dirty: false,
-            state,
+            stream,
+            token,
+            out: BytesMut::new(),
+            wants_write: false,
         }
     }
 
-    pub(super) fn socket(&mut self) -> &mut TcpStream {
-        &mut self.socket
+    pub(super) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.register(&mut self.stream, self.token, Interest::READABLE)
     }
 
-    /// Reads into the decoder, by way of one scratch buffer for all sockets, and says how many bytes and whether that was all.
-    pub(super) fn read(&mut self, scratch: &mut [u8]) -> (usize, Got) {
-        let mut total = 0;
-        loop {
-            match self.socket.read(scratch) {
-                Ok(0) => return (total, Got::Gone),
-                Ok(n) => {
-                    total += n;
-                    self.decoder.buffer().extend_from_slice(&scratch[..n]);
-                    // A short read has emptied the socket: the next edge tells of more.
-                    if n < scratch.len() {
-                        return (total, Got::All);
-                    }
-                    if total >= TURN_BYTES_MAX {
-                        return (total, Got::More);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return (total, Got::All);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return (total, Got::Gone),
-            }
-        }
+    pub(super) fn deregister(&mut self, registry: &Registry) {
+        // It goes away with the socket in any case.
+        drop(registry.deregister(&mut self.stream));
     }
 
-    /// Reads and forgets: the peer may finish what it was saying before it sees that we closed.
-    pub(super) fn discard(&mut self) -> Got {
-        let mut sink = [0; 4_096];
+    /// Reads once, into the decoder unless nobody listens any more.
+    pub(super) fn read(&mut self, room: &mut [u8]) -> Got {
         loop {
-            match self.socket.read(&mut sink) {
+            match self.stream.read(room) {
                 Ok(0) => return Got::Gone,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::All,
+                Ok(bytes) => {
+                    if !matches!(self.phase, Phase::Closing) {
+                        self.decoder.buffer().extend_from_slice(&room[..bytes]);
+                    }
+                    return Got::Bytes(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::Blocked,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Got::Gone,
             }
         }
     }
 
-    pub(super) fn push(&mut self, frame: &Frame) {
+    /// Appends a frame to what is to be sent.
+    pub(super) fn send(&mut self, frame: &Frame) {
         frame.encode(&mut self.out);
     }
 
-    pub(super) fn push_bytes(&mut self, bytes: BytesMut) {
+    /// Appends encoded frames.
+    pub(super) fn send_bytes(&mut self, bytes: BytesMut) {
         if self.out.is_empty() {
             self.out = bytes;
         } else {
@@ -108,34 +132,42 @@ impl<S> Conn<S> {
         }
     }
 
-    pub(super) fn unsent(&self) -> usize {
+    /// Bytes that wait to be sent.
+    pub(super) fn waiting_bytes(&self) -> usize {
         self.out.len()
     }
 
-    /// Writes what the socket takes. False: it has failed.
-    pub(super) fn flush(&mut self, now: Time) -> bool {
+    /// Writes what the socket takes; wants to hear of its readiness only while something is left.
+    pub(super) fn flush(&mut self, registry: &Registry, now: Time) -> io::Result<()> {
+        let before = self.out.len();
         while !self.out.is_empty() {
-            match self.socket.write(&self.out) {
-                Ok(0) => return false,
-                Ok(n) => {
-                    self.out.advance(n);
-                    self.blocked = None;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.blocked.get_or_insert(now);
-                    return true;
-                }
+            match self.stream.write(&self.out) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => self.out.advance(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
+                Err(error) => return Err(error),
             }
         }
-        self.blocked = None;
-        true
-    }
-
-    /// Says that nothing more will be sent.
-    pub(super) fn finish(&mut self) {
-        // A socket that is already gone has been told.
-        drop(self.socket.shutdown(Shutdown::Write));
+        if self.out.is_empty() {
+            self.out = BytesMut::new(); // an idle connection holds no buffer
+            self.stuck_since = None;
+            if matches!(self.phase, Phase::Closing) {
+                self.stream.shutdown(Shutdown::Write)?;
+            }
+        } else if self.out.len() < before || self.stuck_since.is_none() {
+            self.stuck_since = Some(now);
+        }
+        let wants_write = !self.out.is_empty();
+        if wants_write != self.wants_write {
+            self.wants_write = wants_write;
+            let interest = if wants_write {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
+            registry.reregister(&mut self.stream, self.token, interest)?;
+        }
+        Ok(())
     }
 }

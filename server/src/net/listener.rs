@@ -1,38 +1,79 @@
-//! The worker port.
+//! The worker port: opening it, and taking connections from it.
+//!
+//! Not here: what becomes of a connection (`net`).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use mio::net::TcpStream;
+use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1_024;
+/// Connections that may wait for us to take them; the kernel's own bound may be lower.
+const BACKLOG: i32 = 4_096;
+/// A dead peer's socket is noticed by the kernel after about a minute, even where no beat is due (a silent pipe).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
 
-/// Opens a listening socket. No other process can share the port.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Opens a listening port. Never shared: a second server on it is an error. Sockets made by std, mio and socket2 are
+/// CLOEXEC, so no child keeps it.
+pub(super) fn open(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
+        Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    // A restart must not wait for the old connections' last minute.
+    socket.set_nonblocking(true)?;
+    // So that a restarted server gets its port back while old connections linger.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(TcpListener::from_std(socket.into()))
 }
 
-/// The next connection, ready for use.
-pub(super) fn accept(listener: &mio::net::TcpListener) -> io::Result<(TcpStream, IpAddr)> {
-    let (stream, peer) = listener.accept()?;
-    let socket = SockRef::from(&stream);
-    socket.set_tcp_nodelay(true)?;
+/// What to do after a call to accept.
+pub(super) enum Accepted {
+    Connection(TcpStream, SocketAddr),
+    /// Nobody waits.
+    Nobody,
+    /// Out of files or memory: try again in a while.
+    Later(io::Error),
+}
+
+/// Takes one connection.
+pub(super) fn accept(listener: &TcpListener) -> Accepted {
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                tune(&stream, peer);
+                return Accepted::Connection(stream, peer);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepted::Nobody,
+            // That peer has gone again; the next may not have.
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Accepted::Later(error),
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
+}
+
+/// Small frames leave at once; a peer that vanished is noticed. A socket without these still works.
+fn tune(stream: &TcpStream, peer: SocketAddr) {
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(15))
-        .with_interval(Duration::from_secs(5))
-        .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)?;
-    Ok((stream, peer.ip()))
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    let tuned = stream
+        .set_nodelay(true)
+        .and_then(|()| SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    if let Err(error) = tuned {
+        tracing::debug!(%peer, %error, "socket options could not be set");
+    }
 }

@@ -1,66 +1,126 @@
-//! Who is at the other end: what a connection has proven so far, and who failed to too often.
+//! Who is at the other end: sessions, their pipes, and addresses that showed wrong tokens.
+//!
+//! Not here: sockets (`conn`), what silence means (the engine's).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use hostler_engine::{Span, Time};
 use hostler_wire::SessionId;
-use hostler_wire::handshake::ServerHandshake;
+use hostler_wire::frame::Login;
 
 use crate::output::PipeId;
 
-/// What a connection is by now.
-#[derive(Debug)]
-pub(super) enum Peer {
-    /// A stranger: only a hello is listened to.
-    Stranger,
-    /// Challenged: only the login is.
-    Challenged(Box<ServerHandshake>),
-    /// A worker.
-    Worker {
-        session: SessionId,
-        /// Whose pipe may join it.
-        name: String,
-        instance: u64,
-    },
-    /// A worker's output pipe.
-    Pipe(PipeId),
-    /// Told why, and waiting for the peer to close.
-    Closing,
+/// A place in the table of sockets, and the serial number that makes it unambiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub serial: u64,
+    pub key: usize,
 }
 
-/// Wrong proofs allowed to one address within the window.
-const FAILURES_MAX: u32 = 20;
-const WINDOW: Span = Span::from_secs(10);
-/// Addresses remembered at most; beyond, the oldest window is forgotten.
-const ADDRESSES_MAX: usize = 1_024;
+/// A worker with a control connection.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub place: Place,
+    name: String,
+    instance: u64,
+    pub pipe: Option<PipeId>,
+}
 
-/// Addresses from which proofs failed.
+/// All sessions and pipes. Their numbers only grow, from 1 in each epoch.
 #[derive(Debug, Default)]
-pub(super) struct Failures(HashMap<IpAddr, (Time, u32)>);
+pub(super) struct Peers {
+    pub sessions: HashMap<SessionId, Peer>,
+    pipes: HashMap<PipeId, (Place, SessionId)>,
+    last_session: u64,
+    last_pipe: PipeId,
+}
 
-impl Failures {
-    pub(super) fn add(&mut self, now: Time, peer: IpAddr) {
-        if self.0.len() >= ADDRESSES_MAX && !self.0.contains_key(&peer) {
-            let oldest = self
-                .0
-                .iter()
-                .min_by_key(|(_, (since, _))| *since)
-                .map(|(ip, _)| *ip);
-            oldest.map(|ip| self.0.remove(&ip));
-        }
-        let (since, count) = self.0.entry(peer).or_insert((now, 0));
-        if *since + WINDOW < now {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
+impl Peers {
+    pub(super) fn join(&mut self, place: Place, login: &Login) -> SessionId {
+        self.last_session += 1;
+        let session = SessionId::new(self.last_session);
+        let peer = Peer {
+            place,
+            name: login.name.clone(),
+            instance: login.instance,
+            pipe: None,
+        };
+        self.sessions.insert(session, peer);
+        session
     }
 
-    /// Whether that address must wait.
-    pub(super) fn too_many(&self, now: Time, peer: IpAddr) -> bool {
-        self.0
-            .get(&peer)
-            .is_some_and(|(since, count)| *since + WINDOW >= now && *count >= FAILURES_MAX)
+    /// Opens a pipe for the session it names, if that is the same worker's; says which pipe it takes the place of.
+    pub(super) fn open_pipe(
+        &mut self,
+        place: Place,
+        login: &Login,
+    ) -> Option<(PipeId, Option<PipeId>)> {
+        let session = login.session?;
+        let peer = self.sessions.get_mut(&session)?;
+        if peer.name != login.name || peer.instance != login.instance {
+            return None;
+        }
+        self.last_pipe += 1;
+        let old = peer.pipe.replace(self.last_pipe);
+        self.pipes.insert(self.last_pipe, (place, session));
+        Some((self.last_pipe, old))
+    }
+
+    pub(super) fn session(&self, session: SessionId) -> Option<Place> {
+        self.sessions.get(&session).map(|peer| peer.place)
+    }
+
+    pub(super) fn pipe(&self, pipe: PipeId) -> Option<Place> {
+        self.pipes.get(&pipe).map(|(place, _)| *place)
+    }
+
+    /// Forgets a session; says which pipe it leaves behind.
+    pub(super) fn leave(&mut self, session: SessionId) -> Option<PipeId> {
+        self.sessions.remove(&session)?.pipe
+    }
+
+    pub(super) fn close_pipe(&mut self, pipe: PipeId) {
+        let Some((_, session)) = self.pipes.remove(&pipe) else {
+            return;
+        };
+        if let Some(peer) = self.sessions.get_mut(&session)
+            && peer.pipe == Some(pipe)
+        {
+            peer.pipe = None;
+        }
+    }
+}
+
+/// Addresses that showed wrong tokens lately. After [`BURST`] of them an address may try again once a
+/// second. A right token does not help then, or it could be searched for: workers with one try again by themselves.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    /// When the failures of an address are forgiven.
+    until: HashMap<IpAddr, Time>,
+}
+
+const BURST: u64 = 20;
+const FORGIVEN_AFTER: Span = Span::from_millis(1_000);
+/// Most addresses remembered; more make the remembered ones go, which an attacker with so many does not need.
+const ADDRESSES_MAX: usize = 4_096;
+
+impl Failures {
+    /// Whether an address must wait before its next try.
+    pub(super) fn must_wait(&self, address: IpAddr, now: Time) -> bool {
+        let until = self.until.get(&address);
+        until.is_some_and(|until| until.since(now).micros() >= BURST * FORGIVEN_AFTER.micros())
+    }
+
+    pub(super) fn add(&mut self, address: IpAddr, now: Time) {
+        if self.until.len() >= ADDRESSES_MAX {
+            self.until.retain(|_, until| *until > now);
+        }
+        if self.until.len() >= ADDRESSES_MAX {
+            self.until.clear();
+        }
+        let until = self.until.entry(address).or_insert(now);
+        *until = (*until).max(now) + FORGIVEN_AFTER;
     }
 }
 
@@ -69,17 +129,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_with_many_wrong_proofs_waits_for_the_window_to_pass() {
+    fn wrong_tokens_slow_their_own_address_down_for_a_while() {
         let mut failures = Failures::default();
-        let peer = IpAddr::from([127, 0, 0, 1]);
-        let at = |s| Time::ZERO + Span::from_secs(s);
-        for _ in 0..FAILURES_MAX {
-            assert!(!failures.too_many(at(1), peer));
-            failures.add(at(1), peer);
+        let (bad, good) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let start = Time::from_micros(5_000_000);
+        for _ in 0..BURST {
+            assert!(!failures.must_wait(bad, start));
+            failures.add(bad, start);
         }
-        assert!(failures.too_many(at(2), peer));
-        assert!(!failures.too_many(at(12), peer));
-        failures.add(at(12), peer);
-        assert!(!failures.too_many(at(12), peer));
+        assert!(failures.must_wait(bad, start));
+        assert!(!failures.must_wait(good, start));
+        assert!(!failures.must_wait(bad, start + Span::from_millis(1_001)));
     }
 }

@@ -147,18 +147,16 @@ impl Thread {
     }
 
     fn take_frame(&mut self, pipe: PipeId, frame: Frame) {
-        let (fence, next) = match &frame {
-            Frame::Chunk(chunk) => {
-                self.segments.append(chunk);
-                let mut next = [0, 0];
-                next[index_of(chunk.stream)] = chunk.offset + chunk.data.len() as u64;
-                (chunk.fence, next)
-            }
-            Frame::OutputEnd(end) => {
-                self.segments.end(end);
-                (end.fence, [end.stdout_bytes, end.stderr_bytes])
-            }
-            other => panic!("the wire thread passes on chunks and ends only, not {other:?}"),
+        let (fence, next, ended) = if let Frame::Chunk(chunk) = &frame {
+            self.segments.append(chunk);
+            let mut next = [0, 0];
+            next[index_of(chunk.stream)] = chunk.offset + chunk.data.len() as u64;
+            (chunk.fence, next, false)
+        } else if let Frame::OutputEnd(end) = &frame {
+            self.segments.end(end);
+            (end.fence, [end.stdout_bytes, end.stderr_bytes], true)
+        } else {
+            return; // the wire thread passes on nothing else
         };
         self.changed.insert(fence.job);
         let claim = self
@@ -172,14 +170,17 @@ impl Thread {
             });
         claim.stdout_through = claim.stdout_through.max(next[0]);
         claim.stderr_through = claim.stderr_through.max(next[1]);
-        claim.ended |= matches!(frame, Frame::OutputEnd(_));
+        claim.ended |= ended;
     }
 
     fn finish_turn(&mut self) {
         let appended = self.segments.batch_bytes() as u64;
         match self.segments.commit(self.clock.wall().millis()) {
             Ok(()) => {
-                self.status.appended_bytes.add(appended);
+                if appended > 0 {
+                    self.status.appended_bytes.add(appended);
+                    self.status.set_trouble(None);
+                }
                 self.status.stored_bytes.set(self.segments.stored_bytes());
                 self.acknowledge();
             }
@@ -220,7 +221,6 @@ impl Thread {
         for reply in self.purges.drain(..) {
             let _gone = reply.send(()).is_err();
         }
-        self.status.set_trouble(None);
     }
 
     /// Nothing of this turn is stored: the workers keep it. Dropping the purges' replies tells their askers.

@@ -707,6 +707,35 @@ fn more_than_can_be_resumed_is_given_back() {
     t.expect(&["started 1", "returned 65537"]);
 }
 
+#[test]
+fn a_message_that_is_too_long_is_cut_visibly() {
+    let mut t = Trial::up(1);
+    t.assign(&[(1, command())]);
+    t.written();
+    let message = "ü".repeat(MESSAGE_BYTES_MAX);
+    let detail = Some(Box::new(Detail {
+        message,
+        ..Detail::default()
+    }));
+    let outcome = Outcome::HandlerFailed {
+        fatal: false,
+        retry_after_ms: None,
+    };
+    let ending = Ending::Done {
+        outcome,
+        detail,
+        told: false,
+    };
+    t.event(Event::Ended {
+        fence: fence(1),
+        ending,
+    });
+    let message = &t.session.reports[0].detail.as_ref().unwrap().message;
+    assert!(message.len() <= MESSAGE_BYTES_MAX && message.len() > MESSAGE_BYTES_MAX - 4);
+    assert!(message.ends_with("ü…"));
+    t.effects.clear();
+}
+
 /// What may happen next, as small numbers; what makes no sense at the moment is skipped.
 #[derive(Clone, Debug)]
 enum Step {
@@ -781,12 +810,10 @@ impl Witness {
                 Effect::End { fence, .. } => {
                     assert!(self.running.contains(&fence), "only what runs")
                 }
+                // What has ended, or was given up, keeps its report.
                 Effect::Forget(fence) => {
-                    if session.started(fence).is_none() || self.running.contains(&fence) {
-                        let ended = self.reported.values().any(|&f| f == fence);
-                        if !ended && self.running.contains(&fence) {
-                            self.void.insert(fence);
-                        }
+                    if session.started(fence) == Some(true) {
+                        self.void.insert(fence);
                     }
                 }
                 Effect::Send(_) | Effect::Answer(_) | Effect::Reconnect(_) | Effect::Exit(_) => {}
