@@ -102,7 +102,7 @@ pub fn run(
                     200..=299 => {
                         done.requests += 1;
                         let us = u64::try_from(connection.since.elapsed().as_micros())?;
-                        done.latency_us.saturating_record(us);
+                        done.latency_us.record(us)?;
                         answered(body)?;
                         match next() {
                             Some(bytes) => connection.again(answer.body.end, bytes),
