@@ -878,6 +878,10 @@ impl Loop {
     }
 
     fn bury(&mut self, key: usize) {
+        // A group that has just gone may have said something since its pipes were last read.
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.read_pipe(key, stream, true);
+        }
         self.ending.remove(&key);
         let (mut child, keep) = self.children.remove(key);
         self.readable.retain(|&(k, _)| k != key);
