@@ -186,8 +186,7 @@ impl Shared {
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
             .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .pipeline_flush(true);
+            .max_buf_size(HEAD_BYTES_MAX);
         let id_prefix = getrandom::u64().map_err(io::Error::other)?;
         Ok(Self {
             parts,

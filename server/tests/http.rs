@@ -458,11 +458,11 @@ fn hostile_requests_get_their_own_answer_and_harm_nobody() {
             414,
             "uri_too_long",
         ),
-        (get(&"/".repeat(70_000)), 431, "headers_too_large"),
+        (get(&"/".repeat(70_000)), 414, "uri_too_long"),
         (
             post(&format!("{json}content-length: 0\r\n\r\n")),
-            415,
-            "unsupported_media_type",
+            400,
+            "malformed_json",
         ),
         (
             post(&format!("{json}content-length: 2\r\n\r\n[]")),
@@ -590,16 +590,18 @@ fn hostile_requests_get_their_own_answer_and_harm_nobody() {
             "malformed_request",
         ),
     ];
+    let mut wrong = Vec::new();
     for (request, status, code) in &cases {
         let mut client = w.connect();
         client.send(request.as_bytes());
-        let answer = client.answer(false);
-        let shown: String = request.chars().take(200).collect();
-        assert_eq!(
-            (answer.status, &*answer.code()),
-            (*status, *code),
-            "{shown}: {answer:?}"
-        );
+        let shown: String = request.chars().take(300).collect();
+        let Some(answer) = client.try_answer() else {
+            wrong.push(format!("{shown}: no answer"));
+            continue;
+        };
+        if (answer.status, &*answer.code()) != (*status, *code) {
+            wrong.push(format!("{shown}: {} {}", answer.status, answer.code()));
+        }
         assert_eq!(
             answer.header("content-type"),
             Some("application/problem+json"),
@@ -615,6 +617,7 @@ fn hostile_requests_get_their_own_answer_and_harm_nobody() {
             );
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(w.fake().submissions, 0);
     assert_eq!(w.post(ECHO).status, 201);
 }

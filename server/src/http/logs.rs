@@ -80,7 +80,7 @@ pub(super) async fn read(
     let tail = tail_lines(&params)?;
     let now = Timestamp::from_millis(parts.clock.wall().millis());
     let since = params.moment("since", now)?;
-    let mut selection = Selection {
+    let selection = Selection {
         job: id,
         attempt: params.number("attempt", "the number of an attempt, from 1")?,
         stream: stream(&params)?,
@@ -100,19 +100,23 @@ pub(super) async fn read(
             format!("job {id} has had {} attempts", known.attempt()),
         ));
     }
-    let resume = last_event(head, form, &mut selection)?;
+    let resume = last_event(head, form, selection)?;
     let missing = if follow {
         0
     } else {
         settle_selected(parts, &known, selection).await
     };
-    let glance = page(parts, selection, 0, 1, false).await?;
+    let begin = Selection {
+        attempt: resume.map_or(selection.attempt, |(attempt, _)| attempt),
+        ..selection
+    };
+    let glance = page(parts, begin, 0, 1, false).await?;
     let pinned = Selection {
         attempt: (glance.attempt > 0).then_some(glance.attempt),
         ..selection
     };
     let start = match (resume, tail, since) {
-        (Some(at), ..) => at,
+        (Some((_, at)), ..) => at,
         (None, None, None) => 0,
         (None, tail, since) => {
             let by_lines = match tail {
@@ -225,37 +229,32 @@ fn tail_lines(params: &Params<'_>) -> Result<Option<usize>, Box<Refusal>> {
 fn last_event(
     head: &request::Parts,
     form: Form,
-    selection: &mut Selection,
-) -> Result<Option<u64>, Box<Refusal>> {
-    let Some(value) = head
-        .headers
-        .get("last-event-id")
-        .filter(|_| form == Form::Events)
-    else {
+    selection: Selection,
+) -> Result<Option<(Option<u16>, u64)>, Box<Refusal>> {
+    let id = head.headers.get("last-event-id");
+    let Some(value) = id.filter(|_| form == Form::Events) else {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or_default();
     let bad = || {
-        Refusal::new(
-            Code::BadHeader,
-            "a Last-Event-ID is the id of an event of this stream",
-        )
+        let detail = "a Last-Event-ID is the id of an event of this stream";
+        Refusal::new(Code::BadHeader, detail)
     };
-    let offset = match text.split_once('.') {
+    let (attempt, offset) = match text.split_once('.') {
         Some((attempt, offset)) => {
-            let attempt: u16 = attempt.parse().ok().filter(|n| *n > 0).ok_or_else(bad)?;
+            let attempt: u16 = attempt.parse().map_err(|_not| bad())?;
             if selection
                 .attempt
                 .is_some_and(|selected| selected != attempt)
             {
                 return Err(bad());
             }
-            selection.attempt = Some(attempt);
-            offset
+            (Some(attempt), offset)
         }
-        None => text,
+        None => (selection.attempt, text),
     };
-    offset.parse().map(Some).map_err(|_not| bad())
+    let offset = offset.parse().map_err(|_not| bad())?;
+    Ok(Some((attempt, offset)))
 }
 
 /// Which bytes a client wants.

@@ -248,6 +248,16 @@ impl Client {
     /// The next whole answer.
     pub(crate) fn answer(&mut self, is_head: bool) -> Answer {
         let head = self.until(b"\r\n\r\n").expect("an answer");
+        self.rest(head, is_head)
+    }
+
+    /// The next whole answer, if one comes.
+    pub(crate) fn try_answer(&mut self) -> Option<Answer> {
+        let head = self.until(b"\r\n\r\n")?;
+        Some(self.rest(head, false))
+    }
+
+    fn rest(&mut self, head: Vec<u8>, is_head: bool) -> Answer {
         let head = String::from_utf8(head).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let mut answer = Answer {
