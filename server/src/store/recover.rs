@@ -245,7 +245,7 @@ mod tests {
             );
             assert_eq!(whole.running.map(|r| r.fence), Some(fence(3)));
             assert_eq!(whole.due, None);
-            assert_eq!(without_third.running, None);
+            assert!(without_third.running.is_none());
             assert_eq!(without_third.due, due.map(|when| (when, Reason::BackOff)));
             let (a, b) = (turn % 5, (turn * 7 + 3) % 5);
             rows.swap(a, b);
