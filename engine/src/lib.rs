@@ -4,6 +4,7 @@
 //! ```text
 //! Engine::new(config)                        once a server start
 //! engine.handle(now, event, &mut effects)    takes one event; `now` never goes back
+//! engine.dispatch(now, &mut effects)         ends a turn: ready jobs to free slots
 //! engine.next_deadline()                     when to send Event::Tick if nothing happens before
 //! engine.job(id)                             what a query may see
 //! engine.check()                             every invariant, slowly
@@ -19,13 +20,23 @@
 //! - A failure, a loss and a return are counted apart; back-off grows with failures only.
 #![warn(missing_docs)]
 
+mod attempt;
+mod cancel;
+mod commit;
 pub mod effect;
 pub mod engine;
 pub mod event;
 pub mod fact;
+mod job;
 pub mod lanes;
+mod queue;
+mod ready;
+mod retry;
+mod session;
 pub mod spec;
 pub mod time;
+mod timers;
+mod worker;
 
 pub use effect::{Effect, Effects};
 pub use engine::{Config, Counts, Engine, JobView, WorkerView};

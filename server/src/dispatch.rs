@@ -1,22 +1,40 @@
 //! The dispatch thread: a thin shell round the engine. It takes what the others send, hands it to the engine as events,
-//! and routes the effects. It never waits for anything but its own mailbox, and takes no lock.
+//! and routes the effects: facts to the writer, frames to the wire thread, answers to whoever asked. It never waits for
+//! anything but its own mailbox, and takes no lock.
 //!
-//! Not here: any rule of scheduling (`engine`).
+//! One turn: take the asks, empty the lanes, take the messages, then let the engine hear all of it, the asks last. So
+//! whoever was told "accepted" before asking finds the job (the writer pushes into the lanes before it answers).
+//!
+//! Not here: any rule of scheduling (`engine`), what a frame looks like (`translate`), what waits for a worker's answer
+//! (`probes`).
+
+mod bodies;
+mod probes;
+mod thread;
+mod translate;
+
+pub use thread::{Parts, spawn};
 
 use std::sync::Arc;
 
 use hostler_engine::effect::CancelAnswer;
+use hostler_engine::event::Restore;
 use hostler_engine::{Counts, WallTime};
-use hostler_wire::frame::{Frame, Live, Login};
-use hostler_wire::{JobId, JobState, Priority, Reason, SessionId};
+use hostler_wire::frame::Live;
+use hostler_wire::{JobId, JobState, Priority, Reason};
 use tokio::sync::oneshot;
 
 use crate::mailbox::Sender;
+use crate::net::Arrival;
 use crate::store::reader::Bodies;
 
 /// The language of dispatch's mailbox, but for asks, which have one of their own.
 #[derive(Debug)]
 pub enum Message {
+    /// From the start: what the store remembers, in the engine's order.
+    Restored(Vec<Restore>),
+    /// From the start: that was all, and the ports are open.
+    Ready,
     /// From the writer: facts up to this number are durable.
     Committed {
         /// The number.
@@ -29,27 +47,13 @@ pub enum Message {
         /// What `Effect::Fetch` asked for.
         bodies: Bodies,
     },
-    /// From the wire thread: a worker has proven who it is.
-    Joined {
-        /// Its session.
-        session: SessionId,
-        /// What it said.
-        login: Box<Login>,
+    /// From the wire thread.
+    Worker(Arrival),
+    /// From the server: no new assignments from now on, unstarted work comes back.
+    Stopping {
+        /// Told when nothing is in flight any more: no fact uncommitted, nothing unstarted with a worker.
+        settled: oneshot::Sender<()>,
     },
-    /// From the wire thread: what a worker says, in order.
-    Frames {
-        /// Who.
-        session: SessionId,
-        /// What.
-        frames: Vec<Frame>,
-    },
-    /// From the wire thread: the socket is gone.
-    Left {
-        /// Whose.
-        session: SessionId,
-    },
-    /// From the server: no new assignments from now on.
-    Stopping,
     /// From the server: end.
     Stop,
 }

@@ -7,7 +7,7 @@
 //!
 //! Not here: bounds. Whoever lets something in from outside (HTTP, workers) counts what is in flight and refuses more.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 #[cfg(loom)]
@@ -29,8 +29,8 @@ type Queue<T> = looming::Queue<T>;
 /// How a sleeping receiver is woken.
 #[derive(Debug)]
 enum Bell {
-    /// It parks its thread.
-    Thread(Thread),
+    /// It parks its thread, which is known once it has done so; before, nobody needs to wake it.
+    Thread(OnceLock<Thread>),
     /// It polls sockets.
     #[cfg(not(loom))]
     Poll(mio::Waker),
@@ -44,16 +44,11 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// For the calling thread, which will sleep by [`Receiver::park`] or [`Wake::sleep`].
-    pub fn this_thread() -> Arc<Self> {
-        Self::for_thread(thread::current())
-    }
-
-    /// For another thread, which will sleep by [`Wake::sleep`].
-    pub fn for_thread(thread: Thread) -> Arc<Self> {
+    /// For a thread that sleeps by [`Receiver::park`] or [`Wake::sleep`]: the one that does so first.
+    pub fn parking() -> Arc<Self> {
         Arc::new(Self {
             sleeping: AtomicBool::new(false),
-            bell: Bell::Thread(thread),
+            bell: Bell::Thread(OnceLock::new()),
         })
     }
 
@@ -71,7 +66,11 @@ impl Wake {
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::SeqCst) {
             match &self.bell {
-                Bell::Thread(thread) => thread.unpark(),
+                Bell::Thread(sleeper) => {
+                    if let Some(thread) = sleeper.get() {
+                        thread.unpark();
+                    }
+                }
                 #[cfg(not(loom))]
                 Bell::Poll(waker) => {
                     // An eventfd write fails only if the counter is full: then the poll wakes anyway.
@@ -96,6 +95,14 @@ impl Wake {
     /// Parks the calling thread until it is woken or the time is over, unless `idle` finds something to do. May return
     /// early for no reason.
     pub fn sleep(&self, timeout: Option<Duration>, idle: impl FnOnce() -> bool) {
+        if let Bell::Thread(sleeper) = &self.bell {
+            let sleeper = sleeper.get_or_init(thread::current);
+            debug_assert_eq!(
+                sleeper.id(),
+                thread::current().id(),
+                "one thread sleeps here"
+            );
+        }
         self.about_to_sleep();
         if idle() {
             match timeout {
@@ -191,6 +198,21 @@ impl<T> Receiver<T> {
     /// [`Wake::sleep`].
     pub fn park(&self, timeout: Option<Duration>) {
         self.wake.sleep(timeout, || self.queue.is_empty());
+    }
+}
+
+/// Held by a thread whose panic must end the process: the store is the truth, and going on with a part missing is not
+/// safe.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub struct AbortOnPanic;
+
+#[cfg(not(loom))]
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

@@ -8,8 +8,15 @@ pub mod seam;
 pub mod sqlite;
 pub mod writer;
 
-mod body;
+mod class;
 mod fold;
 mod ids;
+mod load;
+mod lock;
+mod mark;
+mod page;
+mod ranges;
+mod read;
 mod recover;
+mod retention;
 mod sql;

@@ -1,8 +1,8 @@
 //! Integers, bounded byte strings and lists; the only file that counts offsets.
 //!
-//! A [`Reader`] walks one frame's body and checks each limit before it allocates: a byte string against its limit and
+//! A `Reader` walks one frame's body and checks each limit before it allocates: a byte string against its limit and
 //! against the bytes that are left, a list against its limit and against the bytes its shortest items would take. So
-//! what a decoder holds is at most a small multiple of the bytes that really came. A [`Writer`] appends; it asserts the
+//! what a decoder holds is at most a small multiple of the bytes that really came. A `Writer` appends; it asserts the
 //! same limits, since a frame above them would be refused by every receiver.
 //!
 //! An encoding is unique: what decodes encodes to the same bytes again. The handshake's proofs rest on that.
@@ -547,6 +547,16 @@ mod tests {
         assert!(!read(0, 1));
         assert!(!read(1, 0));
         assert!(!read(1 << 53, 1));
+    }
+
+    #[test]
+    fn a_flag_or_a_number_without_a_meaning_is_refused() {
+        let body = reader(&[0b101, 2]);
+        assert_eq!(Reader::new("test", &body).flags("flags", 0b111), Ok(0b101));
+        assert!(Reader::new("test", &body).flags("flags", 0b001).is_err());
+        assert!(Reader::new("test", &reader(&[2])).bool("bool").is_err());
+        let code = Reader::new("test", &body).code("code", |code| (code == 1).then_some(()));
+        assert_eq!(code, Err(DecodeError::new("code", "is an unknown number")));
     }
 
     #[test]

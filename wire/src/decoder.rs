@@ -21,7 +21,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// For a new connection: nothing larger than a hello is accepted yet.
+    /// For a new connection of a server: nothing larger than a hello is accepted yet. A client, whose first frame may be
+    /// a refusal in words, raises that to `HANDSHAKE_FRAME_BYTES_MAX` at once.
     pub fn new() -> Self {
         Self {
             buffer: BytesMut::new(),

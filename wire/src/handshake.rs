@@ -667,6 +667,24 @@ mod tests {
     }
 
     #[test]
+    fn both_ends_look_at_the_fields() {
+        let (ours, hello) = ClientHandshake::new(&token(), Role::Control, [5; 32]);
+        let verifier = Verifier::new(&token());
+        let (theirs, challenge) =
+            ServerHandshake::new(IDENTITY, &hello, Some(&verifier), [6; 32]).unwrap();
+        let mut nobody = Login {
+            slots: 0,
+            ..login()
+        };
+        assert_eq!(
+            code(&ours.login(&challenge, &mut nobody)),
+            Some(RefuseCode::Invalid)
+        );
+        assert_eq!(nobody.proof, [0; 32]);
+        assert_eq!(code(&theirs.login(&nobody)), Some(RefuseCode::Invalid));
+    }
+
+    #[test]
     fn no_key_is_printed() {
         let (ours, hello) = ClientHandshake::new(&token(), Role::Control, [5; 32]);
         let verifier = Verifier::new(&token());

@@ -56,6 +56,10 @@ impl FromStr for JobId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
+        // The standard parser also takes a leading plus.
+        if text.starts_with('+') {
+            return Err(InvalidId);
+        }
         text.parse().ok().and_then(Self::new).ok_or(InvalidId)
     }
 }
@@ -188,5 +192,50 @@ impl SessionId {
     /// The number itself.
     pub const fn raw(self) -> u64 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_id_is_a_whole_number_a_json_parser_keeps() {
+        for (text, raw) in [
+            ("1", 1),
+            ("1042", 1042),
+            ("9007199254740991", JobId::MAX.raw()),
+        ] {
+            assert_eq!(text.parse().map(JobId::raw), Ok(raw));
+        }
+        for text in [
+            "",
+            "0",
+            "-1",
+            "+1",
+            "1.5",
+            " 1",
+            "1042.2",
+            "9007199254740992",
+            "99999999999999999999",
+        ] {
+            assert_eq!(text.parse::<JobId>(), Err(InvalidId), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_fence_a_job_sees_rises_with_each_assignment() {
+        let rising = |epoch, attempt| {
+            let (epoch, attempt) = (Epoch::new(epoch), Attempt::new(attempt).unwrap());
+            Fence {
+                job: JobId::MIN,
+                epoch,
+                attempt,
+            }
+            .rising()
+        };
+        assert!(rising(1, 1) < rising(1, 2));
+        assert!(rising(1, u16::MAX) < rising(2, 1));
+        assert_eq!(rising(u32::MAX, u16::MAX), (1 << 48) - 1);
     }
 }

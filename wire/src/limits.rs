@@ -2,7 +2,7 @@
 
 /// Largest frame body before the handshake is done: a stranger may not make us hold more.
 pub const HANDSHAKE_FRAME_BYTES_MAX: usize = 2 << 20;
-/// Largest first frame of a connection: a hello is short.
+/// Largest first frame a server takes on a connection: a hello is short.
 pub const HELLO_FRAME_BYTES_MAX: usize = 512;
 /// Largest frame body after it: one job's body at its limit (4 MiB) and its neighbours in the batch.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;

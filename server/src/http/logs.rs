@@ -682,7 +682,10 @@ impl Feed {
 
     /// All that is stored, of this attempt and of those after it.
     async fn tell_rest(&mut self) -> Result<(), Gone> {
-        self.tell_stored().await?;
+        // Before the first attempt there is nothing to go on with: it is told from its start below.
+        if self.current().attempt.is_some() {
+            self.tell_stored().await?;
+        }
         while self.next_attempt().await? {
             self.tell_stored().await?;
         }

@@ -55,6 +55,8 @@ pub struct Opening {
     pub classes: Vec<Arc<Class>>,
     /// The clocks at the last commit, if there was one.
     pub stamp: Option<Stamp>,
+    /// Whose the last commit was, and its number: whether one whose outcome was `Unknown` is there.
+    pub last: Option<(Epoch, u64)>,
 }
 
 /// One transaction.
@@ -76,8 +78,35 @@ pub struct Commit<'a> {
     pub facts: &'a [Fact],
     /// Jobs whose body is to be forgotten.
     pub purges: &'a [JobId],
+    /// The counters, every 10 s while they change.
+    pub totals: Option<Totals>,
     /// Sync the disk before answering.
     pub sync: bool,
+}
+
+/// What the server has done since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Jobs accepted.
+    pub submitted: u64,
+    /// Jobs ended, by state.
+    pub succeeded: u64,
+    /// Jobs ended, by state.
+    pub failed: u64,
+    /// Jobs ended, by state.
+    pub cancelled: u64,
+    /// Jobs ended, by state.
+    pub expired: u64,
+    /// Jobs ended, by state.
+    pub skipped: u64,
+    /// Attempts that ended without ending their job.
+    pub attempts: u64,
+    /// Commits made.
+    pub commits: u64,
+    /// Commits refused.
+    pub refused: u64,
+    /// Jobs that have not ended, now.
+    pub live: u64,
 }
 
 /// Jobs accepted together: consecutive ids, all or nothing.

@@ -1,1 +1,133 @@
-//! (to come)
+//! Every statement, named.
+
+pub(super) const INIT: &str = include_str!("schema/0001_init.sql");
+
+// Opening.
+pub(super) const META_NEW: &str = "INSERT INTO meta (one, cluster) VALUES (1, ?1)";
+pub(super) const META: &str = "SELECT cluster, mark_id, mark_seq, purged_id, epoch, batch, engine_us, boot, boottime_us, wall_ms, ids_through \
+     FROM meta WHERE one = 1";
+pub(super) const EPOCH_NEW: &str = "INSERT INTO epochs (epoch, nonce) VALUES (?1, ?2)";
+pub(super) const EPOCH_LAST: &str = "SELECT max(epoch) FROM epochs";
+pub(super) const EPOCHS_FROM: &str =
+    "SELECT epoch, nonce FROM epochs WHERE epoch >= ?1 ORDER BY epoch";
+/// Epochs grow with seq: the first row that recovery reads has the oldest epoch of all of them.
+pub(super) const EPOCH_OLDEST: &str = "SELECT min(epoch) FROM (SELECT (SELECT epoch FROM assigned WHERE seq > ?1 ORDER BY seq LIMIT 1) AS epoch \
+     UNION ALL SELECT min(run_epoch) FROM carried)";
+pub(super) const CLASSES: &str = "SELECT id, spec FROM classes ORDER BY id";
+pub(super) const SEQ_LAST: &str = "SELECT max(coalesce((SELECT max(seq) FROM assigned), 0), coalesce((SELECT max(seq) FROM started), 0))";
+pub(super) const STATE_NAME: &str =
+    "INSERT OR REPLACE INTO state_names (code, name) VALUES (?1, ?2)";
+pub(super) const REASON_NAME: &str =
+    "INSERT OR REPLACE INTO reason_names (code, name) VALUES (?1, ?2)";
+
+// A commit.
+pub(super) const CLASS: &str =
+    "INSERT INTO classes (id, queue, max_attempts, spec) VALUES (?1, ?2, ?3, ?4)";
+pub(super) const JOB: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, due_ms, expires_ms, deadline_ms, engine, \
+     retry_of, name, labels, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+pub(super) const KEY_NEW: &str = "INSERT OR REPLACE INTO keys (token, key, hash, first, count, at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+pub(super) const WORKER: &str =
+    "INSERT INTO workers (id, name, instance, at_ms) VALUES (?1, ?2, ?3, ?4)";
+pub(super) const ASSIGNED: &str =
+    "INSERT INTO assigned (seq, epoch, worker, at_us, attempts) VALUES (?1, ?2, ?3, ?4, ?5)";
+pub(super) const STARTED: &str =
+    "INSERT INTO started (seq, epoch, worker, at_us, attempts) VALUES (?1, ?2, ?3, ?4, ?5)";
+pub(super) const ATTEMPT: &str = "INSERT INTO attempts (job, number, epoch, worker, started_ms, finished_ms, reason, exit_code, signal, user_ms, \
+     system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, charge, due_us, due_ms) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+pub(super) const END: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, exit_code, signal, user_ms, \
+     system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, state) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+pub(super) const MARK: &str =
+    "INSERT OR IGNORE INTO marks (job, at_ms, reason, note) VALUES (?1, ?2, ?3, ?4)";
+pub(super) const PURGE: &str =
+    "UPDATE jobs SET body = NULL WHERE id = ?1 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = ?1)";
+pub(super) const META_COMMIT: &str = "UPDATE meta SET epoch = ?1, batch = ?2, engine_us = ?3, boot = ?4, boottime_us = ?5, wall_ms = ?6, \
+     ids_through = ?7 WHERE one = 1";
+pub(super) const METRICS: &str = "INSERT OR REPLACE INTO metrics (at_ms, epoch, submitted, succeeded, failed, cancelled, expired, skipped, attempts, \
+     commits, refused, live) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+pub(super) const KEY: &str =
+    "SELECT hash, first, count, at_ms FROM keys WHERE token = ?1 AND key = ?2";
+
+// What is carried over the mark.
+pub(super) const CARRIED_ONE: &str = "SELECT job, attempt, ended, failures, losses, later, ever_started, run_attempt, run_epoch, run_worker, \
+     run_started_us, due_us, due_ms, due_reason, cancelling FROM carried WHERE job = ?1";
+pub(super) const CARRIED_ALL: &str = "SELECT job, attempt, ended, failures, losses, later, ever_started, run_attempt, run_epoch, run_worker, \
+     run_started_us, due_us, due_ms, due_reason, cancelling FROM carried ORDER BY job";
+pub(super) const CARRIED_PUT: &str = "INSERT OR REPLACE INTO carried (job, attempt, ended, failures, losses, later, ever_started, run_attempt, run_epoch, \
+     run_worker, run_started_us, due_us, due_ms, due_reason, cancelling) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+pub(super) const CARRIED_DROP: &str = "DELETE FROM carried WHERE job = ?1";
+
+// Recovery.
+pub(super) const WORKERS: &str = "SELECT id, name, instance FROM workers ORDER BY id";
+pub(super) const ENDS_ABOVE: &str = "SELECT id FROM ends WHERE id > ?1 ORDER BY id";
+pub(super) const ASSIGNED_AFTER: &str =
+    "SELECT seq, epoch, worker, at_us, attempts FROM assigned WHERE seq > ?1 ORDER BY seq";
+pub(super) const STARTED_AFTER: &str =
+    "SELECT seq, epoch, worker, at_us, attempts FROM started WHERE seq > ?1 ORDER BY seq";
+pub(super) const ATTEMPTS_ABOVE: &str = "SELECT job, number, charge, started_ms IS NOT NULL, due_us, due_ms FROM attempts WHERE job > ?1 \
+     ORDER BY job, number";
+pub(super) const MARKS_ABOVE: &str = "SELECT job, reason FROM marks WHERE job > ?1 ORDER BY job";
+pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id > ?1 ORDER BY id";
+pub(super) const WAITING_ONE: &str =
+    "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id = ?1";
+
+// Moving the mark.
+pub(super) const JOB_LAST: &str = "SELECT coalesce(max(id), 0) FROM jobs";
+pub(super) const JOBS_IN: &str = "SELECT count(*) FROM jobs WHERE id > ?1 AND id <= ?2";
+pub(super) const ENDS_IN: &str = "SELECT count(*) FROM ends WHERE id > ?1 AND id <= ?2";
+pub(super) const LIVE_IN: &str = "SELECT id FROM jobs WHERE id > ?1 AND id <= ?2 AND NOT EXISTS (SELECT 1 FROM ends WHERE ends.id = jobs.id) \
+     ORDER BY id LIMIT ?3";
+pub(super) const ATTEMPTS_OF: &str = "SELECT job, number, charge, started_ms IS NOT NULL, due_us, due_ms FROM attempts WHERE job = ?1 ORDER BY number";
+pub(super) const MARK_OF: &str = "SELECT job, reason FROM marks WHERE job = ?1";
+pub(super) const HAS_END: &str = "SELECT 1 FROM ends WHERE id = ?1";
+pub(super) const HAS_ATTEMPT: &str = "SELECT 1 FROM attempts WHERE job = ?1 AND number = ?2";
+pub(super) const META_MARK: &str = "UPDATE meta SET mark_id = ?1, mark_seq = ?2 WHERE one = 1";
+/// The shares of both tables in the order they were written: 0 = assigned, 1 = started.
+pub(super) const SHARES_AFTER: &str = "SELECT seq, epoch, worker, at_us, attempts, 0 AS what FROM assigned WHERE seq > ?1 \
+     UNION ALL SELECT seq, epoch, worker, at_us, attempts, 1 FROM started WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+
+// Retention.
+pub(super) const OLD_ENDS: &str =
+    "SELECT id, finished_ms FROM ends WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3";
+pub(super) const DROP_JOBS: &str = "DELETE FROM jobs WHERE id > ?1 AND id <= ?2 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = jobs.id)";
+pub(super) const DROP_ATTEMPTS: &str = "DELETE FROM attempts WHERE job > ?1 AND job <= ?2 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = job)";
+pub(super) const DROP_MARKS: &str = "DELETE FROM marks WHERE job > ?1 AND job <= ?2 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = job)";
+pub(super) const DROP_ENDS: &str = "DELETE FROM ends WHERE id > ?1 AND id <= ?2";
+pub(super) const META_PURGED: &str = "UPDATE meta SET purged_id = max(purged_id, ?1) WHERE one = 1";
+pub(super) const DROP_ASSIGNED: &str = "DELETE FROM assigned WHERE seq IN (SELECT seq FROM assigned WHERE seq <= ?1 AND at_us < ?2 ORDER BY seq LIMIT ?3)";
+pub(super) const DROP_STARTED: &str = "DELETE FROM started WHERE seq IN (SELECT seq FROM started WHERE seq <= ?1 AND at_us < ?2 ORDER BY seq LIMIT ?3)";
+pub(super) const DROP_KEYS: &str = "DELETE FROM keys WHERE n IN (SELECT n FROM (SELECT n, at_ms FROM keys ORDER BY n LIMIT ?2) WHERE at_ms < ?1)";
+pub(super) const DROP_METRICS: &str = "DELETE FROM metrics WHERE at_ms IN (SELECT at_ms FROM metrics WHERE at_ms < ?1 ORDER BY at_ms LIMIT ?2)";
+
+// Reading.
+pub(super) const PURGED_AND_PROMISED: &str =
+    "SELECT purged_id, ids_through FROM meta WHERE one = 1";
+/// A job and its end: the columns of `read::record`. The body is asked for apart.
+pub(super) const RECORD: &str = "SELECT j.id, j.class, j.priority, j.sync, j.created_ms, j.created_by, j.due_ms, j.expires_ms, j.deadline_ms, \
+     j.retry_of, j.name, j.labels, e.state, e.attempt, e.epoch, e.reason, w.name, e.started_ms, e.finished_ms, \
+     e.exit_code, e.signal, e.user_ms, e.system_ms, e.peak_rss_bytes, e.stdout_bytes, e.stderr_bytes, e.message, \
+     e.result, e.stderr_tail FROM jobs j LEFT JOIN ends e ON e.id = j.id LEFT JOIN workers w ON w.id = e.worker \
+     WHERE j.id = ?1";
+pub(super) const ATTEMPTS: &str = "SELECT a.number, a.epoch, a.reason, w.name, a.started_ms, a.finished_ms, a.exit_code, a.signal, a.user_ms, \
+     a.system_ms, a.peak_rss_bytes, a.stdout_bytes, a.stderr_bytes, a.message, a.result, a.stderr_tail \
+     FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job = ?1 ORDER BY a.number";
+pub(super) const BODY: &str = "SELECT body FROM jobs WHERE id = ?1";
+pub(super) const END_OF: &str = "SELECT state, reason FROM ends WHERE id = ?1";
+pub(super) const CLASS_ONE: &str = "SELECT spec FROM classes WHERE id = ?1";
+/// Candidates for a page, by id: what a filter needs, and nothing else of the row.
+pub(super) const CANDIDATES_UP: &str = "SELECT j.id, j.class, j.created_ms, j.name, (SELECT e.state FROM ends e WHERE e.id = j.id) FROM jobs j \
+     WHERE j.id > ?1 ORDER BY j.id LIMIT ?2";
+pub(super) const CANDIDATES_DOWN: &str = "SELECT j.id, j.class, j.created_ms, j.name, (SELECT e.state FROM ends e WHERE e.id = j.id) FROM jobs j \
+     WHERE j.id < ?1 ORDER BY j.id DESC LIMIT ?2";
+pub(super) const CANDIDATE: &str =
+    "SELECT j.id, j.class, j.created_ms, j.name, NULL FROM jobs j WHERE j.id = ?1";
+/// Rare ends of one state, by the partial index (which wants to see its own condition).
+pub(super) const RARE_UP: &str =
+    "SELECT id FROM ends WHERE state <> 10 AND state = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+pub(super) const RARE_DOWN: &str =
+    "SELECT id FROM ends WHERE state <> 10 AND state = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+/// For finding by time: the first job from an id on.
+pub(super) const CREATED_FROM: &str =
+    "SELECT id, created_ms FROM jobs WHERE id >= ?1 ORDER BY id LIMIT 1";

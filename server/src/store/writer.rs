@@ -1,17 +1,148 @@
-//! The writer: the only thread that changes the database.
+//! The writer: the only thread that changes the store.
+//!
+//! Takes submissions and facts from its mailbox, makes one transaction of them, commits, and only then answers. A batch is
+//! what arrived while the last commit was on its way to disk: a quiet server commits one job at once, a busy one thousands
+//! for the same sync.
+//!
+//! The order after a commit is fixed: jobs into the lanes, then word to dispatch, then the answers. So a job is dispatched
+//! only after its commit (P2), an answer means on disk (P1), and whoever got one finds the job in the engine.
+//!
+//! A refused commit (disk full) refuses its submitters; facts stay queued in order and are tried again. After an unknown
+//! one nobody knows what the disk holds: submitters are told so, and the process ends. A deposed writer refuses everything.
+//!
+//! Not here: what a fact means (`engine`), SQL (`sqlite`), what a list shows (`reader`).
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
-use hostler_engine::Fact;
 use hostler_engine::lanes::Lanes;
-use hostler_engine::spec::Run;
-use hostler_wire::JobId;
+use hostler_engine::spec::{Class, ClassId, ClassSpec, Run};
+use hostler_engine::{Fact, Span, Time, When};
+use hostler_wire::{JobId, JobState};
 use tokio::sync::oneshot;
 
-use crate::mailbox::Sender;
-use crate::store::seam::{KeyRecord, StoreError, Submission};
+use crate::clock::{Clock, Stamp};
+use crate::config::{Durability, Limits};
+use crate::mailbox::{AbortOnPanic, Receiver, Sender};
+use crate::metrics::{Counter, Health};
+use crate::store::ids::Ids;
+use crate::store::seam::{
+    Batch, Commit, CommitError, Draft, KeyRecord, Moment, NewJob, Store, StoreError,
+    StoreErrorKind, Submission, Totals,
+};
+
+/// Jobs in one commit, or one larger submission: 512 would cost 27 % of the speed, more wins nothing and delays answers.
+const COMMIT_JOBS: usize = 4_096;
+/// Messages taken in one turn.
+const TURN_MESSAGES: usize = 16_384;
+/// Classes known at once. A class costs some 300 bytes here, in the engine and in each reader.
+const CLASSES_MAX: usize = 1 << 20;
+/// After a refused commit: how long until the next try without new work, at first and at most.
+const RETRY_FIRST: Span = Span::from_millis(100);
+const RETRY_LAST: Span = Span::from_secs(2);
+/// Between two rows of counters.
+const TOTALS_EVERY: Span = Span::from_secs(10);
+/// Commits between two steps of housekeeping while there is no idle moment.
+const BUSY_COMMITS: u64 = 32;
+/// Idle: how often housekeeping is looked after.
+const IDLE_LOOK: Duration = Duration::from_secs(60);
+
+/// What the thread needs.
+pub struct Parts {
+    /// The write side, loaded.
+    pub store: Box<dyn Store>,
+    /// Its mailbox.
+    pub inbox: Receiver<Write>,
+    /// The other end, for the count of what is in flight.
+    pub handle: Handle,
+    /// Where accepted jobs go.
+    pub lanes: JobLanes,
+    /// Bytes of bodies in memory; dispatch subtracts what it lets go.
+    pub resident_bytes: Arc<AtomicUsize>,
+    /// Tells dispatch; called once a commit, after the lanes have its jobs.
+    pub notify: Box<dyn Fn(Notice) + Send>,
+    /// Ends the process once nobody knows what the disk holds. Called after the submitters were told.
+    pub fatal: Box<dyn FnOnce(StoreError) + Send>,
+    /// Told when the store refuses commits, and when it takes them again.
+    pub health: Arc<Health>,
+    /// What the writer counts.
+    pub counters: Arc<Counters>,
+    /// The server's clock, which goes on from the store's stamp.
+    pub clock: Clock,
+    /// Jobs that have not ended, as loading the store has shown.
+    pub live: u64,
+    /// Whether facts are synced.
+    pub durability: Durability,
+    /// Of live jobs, resident bytes and keys.
+    pub limits: Limits,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// What dispatch is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something came into the lanes.
+    Arrived,
+    /// Facts up to this number are durable; something may have come into the lanes too.
+    Committed {
+        /// The number.
+        through: u64,
+    },
+    /// Another server owns the store.
+    Deposed,
+}
+
+/// What the writer counts, for anyone to read.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Jobs accepted.
+    pub submitted: Counter,
+    /// Jobs that succeeded.
+    pub succeeded: Counter,
+    /// Jobs that failed.
+    pub failed: Counter,
+    /// Jobs that were cancelled.
+    pub cancelled: Counter,
+    /// Jobs that never started in time.
+    pub expired: Counter,
+    /// Jobs that became pointless.
+    pub skipped: Counter,
+    /// Attempts that ended without ending their job.
+    pub attempts: Counter,
+    /// Commits made.
+    pub commits: Counter,
+    /// Commits refused.
+    pub refused: Counter,
+    /// Jobs that have not ended.
+    pub live: Counter,
+}
+
+/// Starts the thread. A panic in it ends the process: the store is the truth, and the next start recovers from it.
+pub fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("writer".into())
+        .spawn(move || {
+            let _abort = AbortOnPanic;
+            run(parts);
+        })
+}
+
+/// The thread's work, until `Stop`.
+pub fn run(parts: Parts) {
+    Writer::new(parts).run();
+}
 
 /// The language of the writer's mailbox.
 #[derive(Debug)]
@@ -141,4 +272,708 @@ impl Handle {
     pub fn stop(&self) {
         self.sender.send(Write::Stop);
     }
+}
+
+/// A submission that waits for its turn.
+#[derive(Debug)]
+struct Waiting {
+    submission: Submission,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<Accepted, SubmitError>>;
+
+/// A submission within the present commit.
+#[derive(Debug)]
+struct Pending {
+    reply: Reply,
+    first: JobId,
+    count: u32,
+    bytes: usize,
+    /// Its key, until the commit has it, and repeats of the same request that wait for the same commit.
+    repeats: Vec<(Reply, usize)>,
+}
+
+/// What one turn commits.
+#[derive(Debug, Default)]
+struct Turn {
+    batches: Vec<Batch>,
+    pending: Vec<Pending>,
+    /// By token and key: place in `pending`, and the record in flight.
+    keys: HashMap<(Arc<str>, Arc<str>), (usize, KeyRecord)>,
+    jobs: usize,
+    sync: bool,
+}
+
+/// What becomes of the thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// It commits.
+    Serving,
+    /// It refuses everything.
+    Deposed,
+    /// It ends without another word.
+    Dead,
+}
+
+struct Writer {
+    store: Box<dyn Store>,
+    inbox: Receiver<Write>,
+    handle: Handle,
+    lanes: JobLanes,
+    resident_bytes: Arc<AtomicUsize>,
+    notify: Box<dyn Fn(Notice) + Send>,
+    fatal: Option<Box<dyn FnOnce(StoreError) + Send>>,
+    health: Arc<Health>,
+    counters: Arc<Counters>,
+    clock: Clock,
+    durability: Durability,
+    limits: Limits,
+
+    flow: Flow,
+    stopping: bool,
+    ids: Ids,
+    /// The next commit must promise ids for that many jobs.
+    ids_wanted: u64,
+    batch: u64,
+    classes: HashMap<ClassSpec, Arc<Class>>,
+    next_class: u32,
+    /// Classes no commit has taken yet.
+    new_classes: Vec<Arc<Class>>,
+    live: u64,
+
+    waiting: VecDeque<Waiting>,
+    facts: Vec<Fact>,
+    facts_through: u64,
+    purges: Vec<(JobId, oneshot::Sender<Result<(), StoreError>>)>,
+
+    /// After a refused commit: when to try again, and how long to wait after that.
+    retry_at: Option<Time>,
+    retry_delay: Span,
+    totals_at: Time,
+    totals_told: Totals,
+    /// Commits since the last step of housekeeping.
+    untidy: u64,
+}
+
+impl Writer {
+    fn new(parts: Parts) -> Self {
+        let opening = parts.store.opening();
+        let classes: HashMap<_, _> = opening
+            .classes
+            .iter()
+            .map(|class| (class.spec.clone(), Arc::clone(class)))
+            .collect();
+        let last_class = opening.classes.iter().map(|class| class.id.raw()).max();
+        parts.counters.live.set(parts.live);
+        Self {
+            ids: Ids::new(opening.next_id),
+            ids_wanted: 1,
+            batch: 0,
+            next_class: last_class.map_or(1, |last| last + 1),
+            classes,
+            new_classes: Vec::new(),
+            live: parts.live,
+            store: parts.store,
+            inbox: parts.inbox,
+            handle: parts.handle,
+            lanes: parts.lanes,
+            resident_bytes: parts.resident_bytes,
+            notify: parts.notify,
+            fatal: Some(parts.fatal),
+            health: parts.health,
+            counters: parts.counters,
+            totals_at: parts.clock.now(),
+            totals_told: Totals::default(),
+            clock: parts.clock,
+            durability: parts.durability,
+            limits: parts.limits,
+            flow: Flow::Serving,
+            stopping: false,
+            waiting: VecDeque::new(),
+            facts: Vec::new(),
+            facts_through: 0,
+            purges: Vec::new(),
+            retry_at: None,
+            retry_delay: RETRY_FIRST,
+            untidy: 0,
+        }
+    }
+
+    fn run(mut self) {
+        let mut messages = Vec::new();
+        loop {
+            let news = self.inbox.drain(&mut messages, TURN_MESSAGES) > 0;
+            messages.drain(..).for_each(|message| self.sort(message));
+            match self.flow {
+                Flow::Serving => self.turn(news),
+                Flow::Deposed => self.refuse_all(),
+                Flow::Dead => {}
+            }
+            if self.flow == Flow::Dead {
+                return;
+            }
+            if !self.waiting.is_empty() {
+                continue;
+            }
+            if self.stopping {
+                return self.close();
+            }
+            if self.untidy >= BUSY_COMMITS || self.inbox.is_empty() {
+                let more = self.tidy();
+                if self.flow != Flow::Dead && !more && self.inbox.is_empty() {
+                    self.inbox.park(Some(self.patience()));
+                }
+            }
+        }
+    }
+
+    fn sort(&mut self, message: Write) {
+        match message {
+            Write::Submit { submission, reply } => {
+                self.waiting.push_back(Waiting { submission, reply });
+            }
+            Write::Facts { facts, through } => {
+                if self.facts.is_empty() {
+                    self.facts = facts;
+                } else {
+                    self.facts.extend(facts);
+                }
+                self.facts_through = through;
+            }
+            Write::Purge { job, reply } => self.purges.push((job, reply)),
+            Write::Stop => self.stopping = true,
+        }
+    }
+
+    /// One commit, if there is something to commit.
+    fn turn(&mut self, news: bool) {
+        let stamp = self.clock.stamp();
+        let mut turn = Turn::default();
+        self.admit_waiting(&stamp, &mut turn);
+        let totals = self.totals_due(stamp.engine);
+        let wanted = self.ids_wanted > 0
+            || !self.facts.is_empty()
+            || !self.purges.is_empty()
+            || totals.is_some();
+        let again = news || !self.waiting.is_empty();
+        let held_back = self.retry_at.is_some_and(|at| stamp.engine < at) && !again;
+        if turn.batches.is_empty() && (!wanted || held_back) {
+            return;
+        }
+        let facts_sync = self.durability == Durability::Fsync && !self.facts.is_empty();
+        let ids_through = self.ids.promise(self.ids_wanted);
+        let purges: Vec<JobId> = self.purges.iter().map(|(job, _)| *job).collect();
+        let sync = turn.sync || facts_sync || !purges.is_empty() || self.ids_wanted > 0;
+        let done = self.store.commit(&Commit {
+            epoch: self.store.opening().epoch,
+            batch: self.batch + 1,
+            stamp,
+            ids_through,
+            classes: &self.new_classes,
+            submissions: &turn.batches,
+            facts: &self.facts,
+            purges: &purges,
+            totals,
+            sync,
+        });
+        match done {
+            Ok(()) => {
+                self.batch += 1;
+                // A promise that a power cut would take back is none.
+                if sync {
+                    self.ids.promised(ids_through);
+                }
+                self.committed(&stamp, turn, totals);
+            }
+            Err(CommitError::Refused(error)) => self.refused(&stamp, turn, &error),
+            Err(CommitError::Unknown(error)) => self.unknown(turn, &error),
+            Err(CommitError::Deposed) => self.deposed(turn),
+        }
+    }
+
+    /// Takes submissions into the turn until it is full, answering those that need no commit.
+    fn admit_waiting(&mut self, stamp: &Stamp, turn: &mut Turn) {
+        while let Some(next) = self.waiting.front() {
+            let count = next.submission.jobs.len();
+            if turn.jobs > 0 && turn.jobs + count > COMMIT_JOBS {
+                return;
+            }
+            if !self.ids.has(count as u64) {
+                // A commit of its own promises them first: ids in a commit that fails must not be given out again.
+                self.ids_wanted = count.max(1) as u64;
+                return;
+            }
+            let Waiting { submission, reply } = self
+                .waiting
+                .pop_front()
+                .expect("its front was just looked at");
+            let bytes = submission.bytes;
+            if let Err((reply, answer)) = self.admit(stamp, turn, submission, reply) {
+                self.answer(reply, bytes, answer);
+            }
+        }
+    }
+
+    /// Takes one submission into the turn; or gives the answer it gets at once.
+    fn admit(
+        &mut self,
+        stamp: &Stamp,
+        turn: &mut Turn,
+        submission: Submission,
+        reply: Reply,
+    ) -> Result<(), (Reply, Result<Accepted, SubmitError>)> {
+        let count = submission.jobs.len();
+        let Ok(count_u32) = u32::try_from(count) else {
+            return Err((
+                reply,
+                Err(SubmitError::Busy {
+                    limit: "batch_jobs_max",
+                }),
+            ));
+        };
+        let place = submission
+            .key
+            .as_ref()
+            .map(|(key, _)| (Arc::clone(&submission.by), Arc::clone(key)));
+        if let (Some(place), Some((_, hash))) = (&place, &submission.key) {
+            if let Some((at, record)) = turn.keys.get(place) {
+                if record.body_hash != *hash {
+                    return Err((reply, Err(SubmitError::KeyReused(Box::new(record.clone())))));
+                }
+                turn.pending[*at].repeats.push((reply, submission.bytes));
+                return Ok(());
+            }
+            if let Some(answer) = self.remembered(stamp, place, hash) {
+                return Err((reply, answer));
+            }
+        }
+        if self.live + turn.jobs as u64 + count as u64 > self.limits.live_jobs_max {
+            return Err((
+                reply,
+                Err(SubmitError::Busy {
+                    limit: "live_jobs_max",
+                }),
+            ));
+        }
+        let Some(classes) = self.intern(submission.classes) else {
+            return Err((
+                reply,
+                Err(SubmitError::Busy {
+                    limit: "classes_max",
+                }),
+            ));
+        };
+        let first = self.ids.take(count as u64);
+        let key = match (place, submission.key) {
+            (Some(place), Some((key, body_hash))) => {
+                let record = KeyRecord {
+                    token: Arc::clone(&submission.by),
+                    key,
+                    body_hash,
+                    first,
+                    count: count_u32,
+                    at: stamp.wall,
+                };
+                turn.keys
+                    .insert(place, (turn.pending.len(), record.clone()));
+                Some(record)
+            }
+            _ => None,
+        };
+        let job = |draft: Draft| new_job(stamp.engine, &classes, draft);
+        let jobs: Vec<NewJob> = submission.jobs.into_iter().map(job).collect();
+        turn.jobs += count;
+        turn.sync |= jobs.iter().any(|job| job.sync);
+        turn.batches.push(Batch {
+            first,
+            at: stamp.engine,
+            by: submission.by,
+            jobs,
+            key,
+        });
+        turn.pending.push(Pending {
+            reply,
+            first,
+            count: count_u32,
+            bytes: submission.bytes,
+            repeats: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// The answer to a key that the store remembers.
+    fn remembered(
+        &mut self,
+        stamp: &Stamp,
+        (token, key): &(Arc<str>, Arc<str>),
+        hash: &[u8; 32],
+    ) -> Option<Result<Accepted, SubmitError>> {
+        let record = match self.store.key(token, key) {
+            Ok(record) => record?,
+            Err(error) => return Some(Err(SubmitError::Refused(error))),
+        };
+        let kept_ms = u64::try_from(self.limits.key_retention.as_millis()).unwrap_or(u64::MAX);
+        if stamp.wall.millis().saturating_sub(record.at.millis()) >= kept_ms {
+            return None;
+        }
+        Some(if record.body_hash == *hash {
+            Ok(Accepted {
+                first: record.first,
+                count: record.count,
+                replayed: true,
+            })
+        } else {
+            Err(SubmitError::KeyReused(Box::new(record)))
+        })
+    }
+
+    /// The submission's classes by their numbers; none if there is no room for a new one.
+    fn intern(&mut self, specs: Vec<ClassSpec>) -> Option<Vec<Arc<Class>>> {
+        let mut interned = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let known = self.classes.len();
+            interned.push(match self.classes.entry(spec) {
+                Entry::Occupied(known) => Arc::clone(known.get()),
+                Entry::Vacant(_) if known >= CLASSES_MAX => return None,
+                Entry::Vacant(place) => {
+                    let class = Arc::new(Class {
+                        id: ClassId::new(self.next_class),
+                        spec: place.key().clone(),
+                    });
+                    self.next_class += 1;
+                    self.new_classes.push(Arc::clone(&class));
+                    Arc::clone(place.insert(class))
+                }
+            });
+        }
+        Some(interned)
+    }
+
+    /// It is on disk: the lanes, dispatch, the submitters, in this order.
+    fn committed(&mut self, stamp: &Stamp, turn: Turn, totals: Option<Totals>) {
+        self.ids_wanted = 0;
+        self.new_classes.clear();
+        self.untidy += 1;
+        self.count(&turn);
+        if let Some(totals) = totals {
+            self.totals_at = stamp.engine;
+            self.totals_told = totals;
+        }
+        if self.retry_at.take().is_some() {
+            tracing::info!("the store takes commits again");
+            self.health.set_store(None);
+            self.retry_delay = RETRY_FIRST;
+        }
+        let arrived = !turn.batches.is_empty();
+        self.push_runs(turn.batches);
+        if !self.facts.is_empty() {
+            self.facts.clear();
+            (self.notify)(Notice::Committed {
+                through: self.facts_through,
+            });
+        } else if arrived {
+            (self.notify)(Notice::Arrived);
+        }
+        for (_, reply) in self.purges.drain(..) {
+            tell(reply, Ok(()));
+        }
+        for pending in turn.pending {
+            let accepted = |replayed| Accepted {
+                first: pending.first,
+                count: pending.count,
+                replayed,
+            };
+            self.answer(pending.reply, pending.bytes, Ok(accepted(false)));
+            for (reply, bytes) in pending.repeats {
+                self.answer(reply, bytes, Ok(accepted(true)));
+            }
+        }
+    }
+
+    /// Neighbours that are to be treated alike go as one run, from whichever submission they came.
+    fn push_runs(&self, batches: Vec<Batch>) {
+        let jobs = batches.into_iter().flat_map(|batch| {
+            (batch.first.raw()..).zip(batch.jobs).map(|(id, job)| {
+                (
+                    JobId::new(id).expect("ids were taken below the largest"),
+                    job,
+                )
+            })
+        });
+        let mut open: Option<Arrival> = None;
+        for (id, job) in jobs {
+            if let Some(arrival) = &mut open {
+                let run = &mut arrival.run;
+                if id.raw() == run.first.raw() + u64::from(run.count)
+                    && job.class.id == run.class.id
+                    && (job.priority, job.due, job.expires, job.deadline)
+                        == (run.priority, run.due, run.expires, run.deadline)
+                {
+                    run.count += 1;
+                    arrival.bodies.push(job.body);
+                    continue;
+                }
+            }
+            let run = Run {
+                first: id,
+                count: 1,
+                priority: job.priority,
+                class: job.class,
+                due: job.due,
+                expires: job.expires,
+                deadline: job.deadline,
+                resident: false,
+            };
+            let bodies = vec![job.body];
+            if let Some(done) = open.replace(Arrival { run, bodies }) {
+                self.push_run(done);
+            }
+        }
+        if let Some(done) = open {
+            self.push_run(done);
+        }
+    }
+
+    /// Bodies go along while the budget lasts, and if the job may run now; else they are read back when it is their turn.
+    fn push_run(&self, mut arrival: Arrival) {
+        let bytes: usize = arrival.bodies.iter().map(Bytes::len).sum();
+        let held = self.resident_bytes.load(Ordering::Relaxed);
+        if arrival.run.due.is_none() && held + bytes <= self.limits.resident_bytes_max {
+            self.resident_bytes.fetch_add(bytes, Ordering::Relaxed);
+            arrival.run.resident = true;
+        } else {
+            arrival.bodies = Vec::new();
+        }
+        self.lanes.push(arrival.run.priority, arrival);
+    }
+
+    fn count(&mut self, turn: &Turn) {
+        let counters = &self.counters;
+        let mut ended = 0;
+        for fact in &self.facts {
+            match fact {
+                Fact::Ended(end) => {
+                    ended += 1;
+                    match end.state {
+                        JobState::Succeeded => counters.succeeded.add(1),
+                        JobState::Failed => counters.failed.add(1),
+                        JobState::Cancelled => counters.cancelled.add(1),
+                        JobState::Expired => counters.expired.add(1),
+                        JobState::Skipped => counters.skipped.add(1),
+                        JobState::Scheduled
+                        | JobState::Blocked
+                        | JobState::Queued
+                        | JobState::Running
+                        | JobState::Cancelling => unreachable!("an end is terminal"),
+                    }
+                }
+                Fact::Again(_) => counters.attempts.add(1),
+                Fact::Worker(_) | Fact::Assigned(_) | Fact::Started(_) | Fact::Cancelling(_) => {}
+            }
+        }
+        self.live = (self.live + turn.jobs as u64).saturating_sub(ended);
+        counters.submitted.add(turn.jobs as u64);
+        counters.commits.add(1);
+        counters.live.set(self.live);
+    }
+
+    /// Rolled back, for a reason that may pass. Its ids stay unused.
+    fn refused(&mut self, stamp: &Stamp, turn: Turn, error: &StoreError) {
+        if self.retry_at.is_none() {
+            tracing::warn!(%error, "the store refuses commits");
+        }
+        self.counters.refused.add(1);
+        self.health.set_store(Some(error.message.clone()));
+        self.retry_at = Some(stamp.engine + self.retry_delay);
+        self.retry_delay = self.retry_delay.times(2).min(RETRY_LAST);
+        let nothing_admitted = turn.pending.is_empty();
+        self.fail(turn, || SubmitError::Refused(error.clone()));
+        // The commit was only to promise ids for the next one in the line.
+        if nothing_admitted && let Some(next) = self.waiting.pop_front() {
+            let refusal = Err(SubmitError::Refused(error.clone()));
+            self.answer(next.reply, next.submission.bytes, refusal);
+        }
+        for (_, reply) in self.purges.drain(..) {
+            tell(reply, Err(error.clone()));
+        }
+    }
+
+    /// Nobody knows what is on disk: whoever waits is told so, and the process must end.
+    fn unknown(&mut self, turn: Turn, error: &StoreError) {
+        tracing::error!(%error, "a commit's outcome is unknown; the server stops, and recovers when it is started again");
+        self.health.set_store(Some(error.message.clone()));
+        self.fail(turn, || SubmitError::Unknown(error.clone()));
+        self.die(error.clone());
+    }
+
+    fn deposed(&mut self, turn: Turn) {
+        let error = taken_over();
+        tracing::error!(%error, "this server serves no more");
+        self.health.set_store(Some(error.message.clone()));
+        self.flow = Flow::Deposed;
+        (self.notify)(Notice::Deposed);
+        self.fail(turn, || SubmitError::Refused(error.clone()));
+        self.refuse_all();
+    }
+
+    fn refuse_all(&mut self) {
+        let error = taken_over();
+        self.facts.clear();
+        for Waiting { submission, reply } in mem::take(&mut self.waiting) {
+            let refusal = Err(SubmitError::Refused(error.clone()));
+            self.answer(reply, submission.bytes, refusal);
+        }
+        for (_, reply) in self.purges.drain(..) {
+            tell(reply, Err(error.clone()));
+        }
+    }
+
+    fn fail(&self, turn: Turn, why: impl Fn() -> SubmitError) {
+        for pending in turn.pending {
+            self.answer(pending.reply, pending.bytes, Err(why()));
+            for (reply, bytes) in pending.repeats {
+                self.answer(reply, bytes, Err(why()));
+            }
+        }
+    }
+
+    fn die(&mut self, error: StoreError) {
+        self.flow = Flow::Dead;
+        if let Some(fatal) = self.fatal.take() {
+            fatal(error);
+        }
+    }
+
+    fn answer(&self, reply: Reply, bytes: usize, answer: Result<Accepted, SubmitError>) {
+        self.handle.answered(bytes);
+        tell(reply, answer);
+    }
+
+    /// A step of housekeeping. True if there is more to do.
+    fn tidy(&mut self) -> bool {
+        self.untidy = 0;
+        if self.flow != Flow::Serving {
+            return false;
+        }
+        match self.store.maintain(&self.clock.stamp()) {
+            Ok(more) => more,
+            Err(error) => {
+                match error.kind {
+                    // The next commit will say so too, or not; housekeeping can wait.
+                    StoreErrorKind::Full
+                    | StoreErrorKind::Busy
+                    | StoreErrorKind::ReadOnly
+                    | StoreErrorKind::InUse => tracing::warn!(%error, "housekeeping has to wait"),
+                    StoreErrorKind::Io
+                    | StoreErrorKind::Corrupt
+                    | StoreErrorKind::TooNew
+                    | StoreErrorKind::NoIndex => {
+                        tracing::error!(%error, "housekeeping failed");
+                        self.die(error);
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// How long the thread may sleep.
+    fn patience(&self) -> Duration {
+        let now = self.clock.now();
+        let retry = self.retry_at.map(|at| at.since(now));
+        let totals =
+            (self.totals() != self.totals_told).then(|| (self.totals_at + TOTALS_EVERY).since(now));
+        let soonest = retry.into_iter().chain(totals).min();
+        soonest.map_or(IDLE_LOOK, |span| {
+            Duration::from_micros(span.micros()).min(IDLE_LOOK)
+        })
+    }
+
+    fn totals(&self) -> Totals {
+        let counters = &self.counters;
+        Totals {
+            submitted: counters.submitted.value(),
+            succeeded: counters.succeeded.value(),
+            failed: counters.failed.value(),
+            cancelled: counters.cancelled.value(),
+            expired: counters.expired.value(),
+            skipped: counters.skipped.value(),
+            attempts: counters.attempts.value(),
+            // Of the commits only those count that did something: a row about itself would never come to rest.
+            commits: self.totals_told.commits,
+            refused: counters.refused.value(),
+            live: self.live,
+        }
+    }
+
+    /// The counters, if a row of them is due.
+    fn totals_due(&self, now: Time) -> Option<Totals> {
+        let due = now >= self.totals_at + TOTALS_EVERY && self.totals() != self.totals_told;
+        due.then(|| Totals {
+            commits: self.counters.commits.value(),
+            ..self.totals()
+        })
+    }
+
+    /// What is here has been tried; unused ids are taken back, and the store is left tidy.
+    fn close(mut self) {
+        let tidy = if self.flow == Flow::Serving && self.batch > 0 {
+            self.store.commit(&Commit {
+                epoch: self.store.opening().epoch,
+                batch: self.batch + 1,
+                stamp: self.clock.stamp(),
+                ids_through: self.ids.next(),
+                classes: &self.new_classes,
+                submissions: &[],
+                facts: &self.facts,
+                purges: &[],
+                totals: Some(Totals {
+                    commits: self.counters.commits.value(),
+                    ..self.totals()
+                }),
+                sync: true,
+            })
+        } else {
+            Ok(())
+        };
+        if let Err(error) = tidy {
+            tracing::warn!(%error, "the last commit failed; the next start recovers");
+        }
+        if let Err(error) = self.store.close() {
+            tracing::warn!(%error, "the store was not closed tidily; the next start recovers");
+        }
+    }
+}
+
+fn taken_over() -> StoreError {
+    StoreError {
+        kind: StoreErrorKind::InUse,
+        message: CommitError::Deposed.to_string(),
+    }
+}
+
+/// A draft with its class and its moments: spans count from acceptance on the engine's clock.
+fn new_job(at: Time, classes: &[Arc<Class>], draft: Draft) -> NewJob {
+    let when = |moment: Moment| match moment {
+        Moment::In(span) => When::Engine(at + span),
+        Moment::At(wall) => When::Wall(wall),
+    };
+    NewJob {
+        class: Arc::clone(&classes[draft.class as usize]),
+        priority: draft.priority,
+        name: draft.name,
+        labels: draft.labels,
+        due: draft.due.map(when),
+        expires: draft.expires.map(when),
+        deadline: draft.deadline.map(when),
+        sync: draft.sync,
+        retry_of: draft.retry_of,
+        body: draft.body,
+    }
+}
+
+/// Answers; whoever asked may have gone.
+fn tell<T>(reply: oneshot::Sender<T>, answer: T) {
+    drop(reply.send(answer));
 }

@@ -357,7 +357,7 @@ fn stand_in(fake: &Arc<Mutex<Fake>>, intake_bytes_max: usize) -> Handles {
     let fake = Arc::clone(fake);
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
-        let wake = Wake::this_thread();
+        let wake = Wake::parking();
         let (writes, write) = mailbox(&wake);
         let (queries, query) = mailbox(&wake);
         let (messages, _message) = mailbox::<dispatch::Message>(&wake);

@@ -1,0 +1,498 @@
+//! The loop of the dispatch thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hostler_engine::effect::{CancelAnswer, Effect};
+use hostler_engine::engine::{JobView, WorkerView};
+use hostler_engine::event::{AskId, Event};
+use hostler_engine::{Effects, Engine, Span, Time, WallTime, When};
+use hostler_wire::{Epoch, Fence, JobId, JobState, Reason, SessionId};
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, Stamp};
+use crate::dispatch::bodies::Bodies;
+use crate::dispatch::probes::Probes;
+use crate::dispatch::translate::{self, Heard, Numbers, Outgoing, Starts};
+use crate::dispatch::{Ask, JobStatus, LiveStatus, Message, WorkerStatus};
+use crate::mailbox::{Receiver, Wake};
+use crate::net::{self, Arrival, Post};
+use crate::store::reader;
+use crate::store::writer::{self, JobLanes};
+
+/// Most messages, and most lane entries, taken in one turn: bounds the time between two looks at the clock.
+const TURN_MESSAGES_MAX: usize = 1_024;
+/// Most runs taken from the lanes in one turn.
+const TURN_RUNS_MAX: usize = 16_384;
+/// Most records one list ask looks at.
+const LIST_SCAN_MAX: usize = 20_000;
+/// A wall clock that moved less than this against ours has only been disciplined.
+const WALL_STEP_MS: i64 = 100;
+/// How often that is looked at.
+const WALL_LOOK: Span = Span::from_secs(1);
+
+/// What the thread needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// Its sleep; made for both mailboxes and the lanes.
+    pub wake: Arc<Wake>,
+    /// Its mailbox.
+    pub messages: Receiver<Message>,
+    /// And that of questions.
+    pub asks: Receiver<Ask>,
+    /// Jobs from the writer.
+    pub lanes: JobLanes,
+    /// Bytes of bodies in memory, shared with the writer.
+    pub resident_bytes: Arc<AtomicUsize>,
+    /// Where facts go.
+    pub writer: writer::Handle,
+    /// Where bodies are read.
+    pub reader: reader::Handle,
+    /// Where frames go.
+    pub net: net::Handle,
+    /// The server's clock.
+    pub clock: Clock,
+    /// Starts of the server whose attempts may still be out.
+    pub epochs: Vec<(Epoch, [u8; 16])>,
+    /// How long a state answer waits for the live part.
+    pub probe_timeout: Span,
+}
+
+/// Starts the thread. A panic in it ends the process: the store is the truth, and the next start recovers from it.
+pub fn spawn(parts: Parts, engine: Engine) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("dispatch".into())
+        .spawn(move || {
+            let _abort = crate::mailbox::AbortOnPanic;
+            Dispatch::new(parts, engine).run();
+        })
+}
+
+struct Dispatch {
+    parts: Parts,
+    engine: Engine,
+    effects: Effects,
+    out: Outgoing,
+    /// Number of the last fact handed to the writer, and of the last known to be durable.
+    facts_sent: u64,
+    facts_committed: u64,
+    bodies: Bodies,
+    probes: Probes,
+    starts: Starts,
+    numbers: Numbers,
+    /// What a session's worker holds of starts we never made, until it has been told to drop it.
+    foreign: HashMap<SessionId, Vec<Fence>>,
+    /// Who asked for a cancel.
+    cancels: HashMap<AskId, oneshot::Sender<CancelAnswer>>,
+    next_ask: AskId,
+    /// Who waits for an end.
+    waiting: HashMap<JobId, Vec<Waiter>>,
+    wall_offset_ms: i64,
+    wall_looked: Time,
+    settled: Option<oneshot::Sender<()>>,
+    stopped: bool,
+}
+
+type Waiter = oneshot::Sender<Option<(JobState, Reason)>>;
+
+impl Dispatch {
+    fn new(parts: Parts, engine: Engine) -> Self {
+        Self {
+            engine,
+            effects: Effects::new(),
+            out: Outgoing::default(),
+            facts_sent: 0,
+            facts_committed: 0,
+            bodies: Bodies::new(Arc::clone(&parts.resident_bytes)),
+            probes: Probes::new(parts.probe_timeout),
+            starts: Starts::new(&parts.epochs),
+            numbers: Numbers::default(),
+            foreign: HashMap::new(),
+            cancels: HashMap::new(),
+            next_ask: 1,
+            waiting: HashMap::new(),
+            wall_offset_ms: 0,
+            wall_looked: Time::ZERO,
+            settled: None,
+            stopped: false,
+            parts,
+        }
+    }
+
+    fn run(&mut self) {
+        let now = self.parts.clock.now();
+        self.look_at_wall(now);
+        let mut messages = Vec::new();
+        let mut asks = Vec::new();
+        while !self.stopped {
+            // The order of a turn is a promise: see the module's head.
+            self.parts.asks.drain(&mut asks, TURN_MESSAGES_MAX);
+            let lanes_empty = self.empty_lanes();
+            self.parts.messages.drain(&mut messages, TURN_MESSAGES_MAX);
+            let now = self.parts.clock.now();
+            if self.wall_looked + WALL_LOOK <= now {
+                self.look_at_wall(now);
+            }
+            for message in messages.drain(..) {
+                self.on_message(now, message);
+            }
+            if lanes_empty {
+                for ask in asks.drain(..) {
+                    self.on_ask(now, ask);
+                }
+            }
+            if self.engine.next_deadline().is_some_and(|due| due <= now) {
+                self.engine.handle(now, Event::Tick, &mut self.effects);
+            }
+            self.probes.expire(now);
+            self.engine.dispatch(now, &mut self.effects);
+            self.route();
+            self.settle();
+            if lanes_empty {
+                self.sleep(now);
+            }
+        }
+    }
+
+    /// Hands everything in the lanes to the engine. False if there was more than a turn may take.
+    fn empty_lanes(&mut self) -> bool {
+        let now = self.parts.clock.now();
+        for _ in 0..TURN_RUNS_MAX {
+            let Some(writer::Arrival { run, bodies }) = self.parts.lanes.pop() else {
+                return true;
+            };
+            if run.resident {
+                self.bodies.arrive(run.first, bodies);
+            }
+            self.engine
+                .handle(now, Event::Submitted(run), &mut self.effects);
+        }
+        false
+    }
+
+    fn sleep(&self, now: Time) {
+        let deadline = [self.engine.next_deadline(), self.probes.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + WALL_LOOK)
+            // The wall clock is looked at once a second anyway.
+            .min(now + WALL_LOOK);
+        let timeout = Duration::from_micros(deadline.since(now).micros());
+        self.parts.wake.sleep(Some(timeout), || {
+            self.parts.messages.is_empty()
+                && self.parts.asks.is_empty()
+                && self.parts.lanes.is_empty()
+        });
+    }
+
+    fn look_at_wall(&mut self, now: Time) {
+        let offset_ms = self.parts.clock.wall_offset_ms();
+        if self.wall_looked == Time::ZERO || (offset_ms - self.wall_offset_ms).abs() >= WALL_STEP_MS
+        {
+            self.wall_offset_ms = offset_ms;
+            self.engine
+                .handle(now, Event::Wall { offset_ms }, &mut self.effects);
+        }
+        self.wall_looked = now;
+    }
+
+    fn on_message(&mut self, now: Time, message: Message) {
+        let event = match message {
+            Message::Restored(parts) => {
+                for part in parts {
+                    self.engine
+                        .handle(now, Event::Restore(part), &mut self.effects);
+                }
+                return;
+            }
+            Message::Ready => Event::Ready,
+            Message::Committed { through } => {
+                self.facts_committed = through;
+                Event::Committed { through }
+            }
+            Message::Deposed => Event::Deposed,
+            Message::Fetched { bodies } => {
+                let jobs = bodies.iter().map(|(job, _)| *job).collect();
+                for (job, body) in bodies {
+                    self.bodies.fetched(job, body);
+                }
+                Event::Fetched { jobs }
+            }
+            Message::Worker(Arrival::Joined { session, login }) => {
+                let (join, foreign) = translate::join(&mut self.starts, session, *login);
+                if !foreign.is_empty() {
+                    self.foreign.insert(session, foreign);
+                }
+                Event::Joined(Box::new(join))
+            }
+            Message::Worker(Arrival::Frames { session, frames }) => {
+                if frames.is_empty() {
+                    self.engine
+                        .handle(now, Event::Alive { session }, &mut self.effects);
+                }
+                for frame in frames {
+                    match translate::hear(&self.starts, &mut self.numbers, session, frame) {
+                        Heard::Event(event) => self.engine.handle(now, event, &mut self.effects),
+                        Heard::Probed(reply) => self.probes.reply(now, reply),
+                        Heard::Misplaced => {
+                            tracing::warn!(session = session.raw(), "a frame out of place");
+                        }
+                    }
+                }
+                return;
+            }
+            Message::Worker(Arrival::Left { session }) => {
+                self.starts.part(session);
+                self.numbers.part(session);
+                self.foreign.remove(&session);
+                Event::Left { session }
+            }
+            Message::Stopping { settled } => {
+                self.settled = Some(settled);
+                Event::Stopping
+            }
+            Message::Stop => {
+                self.stopped = true;
+                return;
+            }
+        };
+        self.engine.handle(now, event, &mut self.effects);
+    }
+
+    fn on_ask(&mut self, now: Time, ask: Ask) {
+        match ask {
+            Ask::State { job, live, reply } => self.on_state(now, job, live, reply),
+            Ask::States { jobs, reply } => {
+                let stamp = self.parts.clock.stamp();
+                let found = jobs.iter().filter_map(|&id| self.engine.job(id));
+                answer(reply, found.map(|job| status(&job, &stamp)).collect());
+            }
+            Ask::List {
+                states,
+                queue,
+                after,
+                descending,
+                limit,
+                reply,
+            } => {
+                let page = self.list(&states, queue.as_deref(), after, descending, limit);
+                answer(reply, page);
+            }
+            Ask::Cancel {
+                job,
+                force,
+                note,
+                reply,
+            } => {
+                let ask = self.next_ask;
+                self.next_ask += 1;
+                self.cancels.insert(ask, reply);
+                let event = Event::Cancel {
+                    ask,
+                    job,
+                    force,
+                    note,
+                };
+                self.engine.handle(now, event, &mut self.effects);
+            }
+            Ask::Wait { job, reply } => {
+                if self.engine.job(job).is_none() {
+                    return answer(reply, None);
+                }
+                let waiting = self.waiting.entry(job).or_default();
+                // Whoever went away is forgotten when the next one comes, so a job's list stays as long as its askers.
+                waiting.retain(|waiter| !waiter.is_closed());
+                waiting.push(reply);
+            }
+            Ask::Workers { reply } => {
+                let all = self
+                    .engine
+                    .workers()
+                    .map(|worker| worker_status(&worker, now));
+                answer(reply, all.collect());
+            }
+            Ask::Counts { reply } => answer(reply, self.engine.counts()),
+        }
+    }
+
+    fn on_state(
+        &mut self,
+        now: Time,
+        job: JobId,
+        live: bool,
+        reply: oneshot::Sender<Option<Box<JobStatus>>>,
+    ) {
+        let Some(view) = self.engine.job(job) else {
+            return answer(reply, None);
+        };
+        let mut record = Box::new(status(&view, &self.parts.clock.stamp()));
+        let (Some(fence), Some(worker), true) = (view.fence, &view.worker, live) else {
+            return answer(reply, Some(record));
+        };
+        let Some(session) = worker.session else {
+            record.live = Some(LiveStatus::Unseen {
+                why: "disconnected",
+                waited_ms: 0,
+                last_heard_ms: now.since(worker.heard).millis(),
+            });
+            return answer(reply, Some(record));
+        };
+        let heard = worker.heard;
+        if let Some(ask) = self.probes.add(now, fence, heard, (record, reply)) {
+            self.out.probe(session, ask, fence);
+        }
+    }
+
+    fn list(
+        &self,
+        states: &[JobState],
+        queue: Option<&str>,
+        after: Option<JobId>,
+        descending: bool,
+        limit: usize,
+    ) -> (Vec<JobStatus>, Option<JobId>) {
+        let stamp = self.parts.clock.stamp();
+        let from = after.unwrap_or(if descending { JobId::MAX } else { JobId::MIN });
+        let mut found = Vec::new();
+        let mut last = None;
+        for (looked, job) in self.engine.jobs_from(from, descending).enumerate() {
+            if after == Some(job.id) {
+                continue;
+            }
+            if found.len() >= limit || looked >= LIST_SCAN_MAX {
+                return (found, last);
+            }
+            last = Some(job.id);
+            if states.contains(&job.state) && queue.is_none_or(|queue| *queue == *job.class.queue) {
+                found.push(status(&job, &stamp));
+            }
+        }
+        (found, None)
+    }
+
+    /// Carries out what the engine asked for, one push and one wake-up for each destination.
+    fn route(&mut self) {
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Persist(fact) => self.out.facts.push(fact),
+                Effect::Fetch { jobs } => self.parts.reader.fetch(jobs),
+                Effect::Resumed {
+                    session,
+                    worker,
+                    acked,
+                    void,
+                } => {
+                    let foreign = self.foreign.remove(&session).unwrap_or_default();
+                    self.out
+                        .resumed(&self.starts, session, worker, acked, &void, &foreign);
+                }
+                Effect::Refuse { session, why } => self.out.refuse(session, why),
+                Effect::Assign {
+                    session,
+                    seq,
+                    fences,
+                } => {
+                    let numbers = &mut self.numbers;
+                    self.out
+                        .assign(numbers, session, seq, &fences, &mut self.bodies);
+                }
+                Effect::Recall { session, fences } => self.out.recall(session, &fences),
+                Effect::Cancel {
+                    session,
+                    fence,
+                    force,
+                } => self.out.cancel(session, fence, force),
+                Effect::Stop { session, fences } => self.out.stop(session, &fences),
+                Effect::Ack { session, through } => self.out.ack(session, through),
+                Effect::Answer { ask, answer: what } => {
+                    if let Some(reply) = self.cancels.remove(&ask) {
+                        answer(reply, what);
+                    }
+                }
+                Effect::Finished { job, state, reason } => {
+                    self.bodies.take(job);
+                    for waiter in self.waiting.remove(&job).into_iter().flatten() {
+                        answer(waiter, Some((state, reason)));
+                    }
+                }
+            }
+        }
+        if !self.out.facts.is_empty() {
+            let facts = std::mem::take(&mut self.out.facts);
+            self.facts_sent += facts.len() as u64;
+            self.parts.writer.facts(facts, self.facts_sent);
+        }
+        let frames = self.out.frames.drain();
+        let closing = self.out.closing.drain(..);
+        self.parts.net.post_all(
+            frames
+                .map(|(session, bytes)| Post::Control { session, bytes })
+                .chain(closing.map(|(session, code, message)| Post::Close {
+                    session,
+                    code,
+                    message,
+                })),
+        );
+    }
+
+    /// Tells a stopping server when nothing is in flight any more.
+    fn settle(&mut self) {
+        if self.settled.is_some()
+            && self.facts_sent == self.facts_committed
+            && self.engine.awaited_count() == 0
+            && let Some(settled) = self.settled.take()
+        {
+            answer(settled, ());
+        }
+    }
+}
+
+/// Sends a reply; whoever asked may have gone.
+fn answer<T>(reply: oneshot::Sender<T>, what: T) {
+    drop(reply.send(what));
+}
+
+fn status(job: &JobView<'_>, stamp: &Stamp) -> JobStatus {
+    JobStatus {
+        id: job.id,
+        state: job.state,
+        reason: job.reason,
+        due: job.due.map(|due| wall(due, stamp)),
+        queue: Arc::clone(&job.class.queue),
+        priority: job.priority,
+        attempt: job.attempts,
+        failures: job.failures,
+        max_attempts: job.class.retry.max_attempts,
+        worker: job.worker.as_ref().map(|worker| worker.name.into()),
+        worker_connected: job
+            .worker
+            .as_ref()
+            .is_some_and(|worker| worker.session.is_some()),
+        started: job.started.map(|at| stamp.wall_of(at)),
+        live: None,
+    }
+}
+
+fn wall(when: When, stamp: &Stamp) -> WallTime {
+    match when {
+        When::Engine(at) => stamp.wall_of(at),
+        When::Wall(at) => at,
+    }
+}
+
+fn worker_status(worker: &WorkerView<'_>, now: Time) -> WorkerStatus {
+    WorkerStatus {
+        name: worker.name.into(),
+        connected: worker.session.is_some(),
+        draining: worker.draining,
+        slots: worker.slots,
+        held: worker.held,
+        last_heard_ms: now.since(worker.heard).millis(),
+        queues: worker.queues.to_vec(),
+        labels: worker.labels.to_vec(),
+    }
+}
