@@ -28,6 +28,8 @@ use hostler_wire::{Attempt, Epoch, Fence, JobId, JobState, Priority, Reason};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+type End = (JobState, Reason);
+
 /// What the stand-in knows; a test may change it at any time.
 #[derive(Default)]
 pub(crate) struct Fake {
@@ -41,7 +43,7 @@ pub(crate) struct Fake {
     pub(crate) refuse: Option<SubmitError>,
     pub(crate) output: BTreeMap<(u64, u16), Printed>,
     pub(crate) next: u64,
-    waits: Vec<(JobId, oneshot::Sender<Option<(JobState, Reason)>>)>,
+    waits: Vec<(JobId, oneshot::Sender<Option<End>>)>,
     reads: Vec<(Read, oneshot::Sender<Result<Page, output::ReadError>>)>,
     stop: bool,
 }
@@ -113,6 +115,17 @@ impl World {
 
     pub(crate) fn fake(&self) -> MutexGuard<'_, Fake> {
         self.fake.lock().unwrap()
+    }
+
+    /// Waits until that holds.
+    pub(crate) fn eventually(&self, holds: impl Fn(&Fake) -> bool) {
+        for _ in 0..2_000 {
+            if holds(&self.fake()) {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        panic!("it never came to that");
     }
 
     pub(crate) fn connect(&self) -> Client {
@@ -464,7 +477,7 @@ impl Fake {
         })
     }
 
-    fn on_query(&mut self, query: Query) {
+    fn on_query(&self, query: Query) {
         match query {
             Query::Job { id, reply } => {
                 let answer = match self.records.get(&id.raw()) {
@@ -582,7 +595,7 @@ impl Fake {
             }
             Ask::Workers { reply } => tell(
                 reply,
-                (vec![WorkerStatus {
+                vec![WorkerStatus {
                     name: "w-1".into(),
                     connected: true,
                     draining: false,
@@ -591,14 +604,14 @@ impl Fake {
                     last_heard_ms: 12,
                     queues: vec!["default".into()],
                     labels: vec![("zone".into(), "a".into())],
-                }]),
+                }],
             ),
             Ask::Counts { reply } => tell(
                 reply,
-                (Counts {
+                Counts {
                     queued: 3,
                     ..Counts::default()
-                }),
+                },
             ),
         }
     }
@@ -694,6 +707,11 @@ impl Fake {
             cut: printed.cut,
             pieces,
         }
+    }
+
+    /// Somebody waits for more output than there is.
+    pub(crate) fn awaits_output(&self) -> bool {
+        !self.reads.is_empty()
     }
 
     /// A live job, in that state.
