@@ -355,7 +355,7 @@ async fn cancel(parts: &Parts, id: JobId, force: bool, note: Option<&str>) -> Ou
         }
         return Err(Refusal::new(
             Code::JobFinished,
-            format!("job {id} has already {}", past(ended)),
+            format!("job {id} already {}", past(ended)),
         ));
     }
     Err(Refusal::new(
