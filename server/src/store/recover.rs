@@ -208,7 +208,8 @@ mod tests {
     fn the_fold_does_not_depend_on_the_order_of_rows() {
         let worker = WorkerId::new(1);
         let due = Some(When::Engine(Time::from_micros(7)));
-        let mut rows: [(&str, Box<dyn Fn(&mut History)>); 5] = [
+        type Row = Box<dyn Fn(&mut History)>;
+        let mut rows: [(&str, Row); 5] = [
             (
                 "1 assigned",
                 Box::new(move |h| h.assigned(fence(1), worker)),
