@@ -138,9 +138,14 @@ mod sync {
     }
 }
 
-/// What loom can model: its atomics, a queue that is correct by a lock, and two lanes, since each costs a state.
+/// What loom can model: its atomics, two lanes (each costs states), and a queue whose only promise is that an entry counted in
+/// `length` can be taken. An entry may be seen late, as from any queue: what makes it seen in time are the fences of the rule.
 #[cfg(loom)]
 mod sync {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use loom::sync::atomic::AtomicUsize;
     pub(super) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
     pub(super) const LANES: usize = 2;
@@ -150,22 +155,34 @@ mod sync {
     }
 
     #[derive(Debug)]
-    pub(super) struct Queue<T>(loom::sync::Mutex<std::collections::VecDeque<T>>);
+    pub(super) struct Queue<T> {
+        length: AtomicUsize,
+        /// Never contended: loom runs one thread at a time and switches at its own atomics only.
+        entries: Mutex<VecDeque<T>>,
+    }
 
     impl<T> Queue<T> {
         pub(super) fn new() -> Self {
-            Self(loom::sync::Mutex::new(std::collections::VecDeque::new()))
+            Self {
+                length: AtomicUsize::new(0),
+                entries: Mutex::new(VecDeque::new()),
+            }
         }
 
         pub(super) fn push(&self, entry: T) {
-            self.0
+            self.entries
                 .lock()
                 .expect("no model panics while holding it")
                 .push_back(entry);
+            self.length.fetch_add(1, Ordering::Release);
         }
 
         pub(super) fn pop(&self) -> Option<T> {
-            self.0
+            if self.length.load(Ordering::Acquire) == 0 {
+                return None;
+            }
+            self.length.fetch_sub(1, Ordering::Relaxed);
+            self.entries
                 .lock()
                 .expect("no model panics while holding it")
                 .pop_front()
