@@ -58,6 +58,8 @@ pub(crate) struct Ready {
     eager: BTreeSet<u32>,
     /// Profiles with a worker that holds work ahead.
     ahead: BTreeSet<u32>,
+    /// Profiles whose next job awaits its body.
+    waiting: BTreeSet<u32>,
     /// Workers given something in this turn.
     given: Vec<u32>,
 }
@@ -292,12 +294,16 @@ impl Engine {
             }
             Line::Ahead => return,
         };
+        self.ready.waiting.clear();
         let mut heads = BinaryHeap::new();
         for at in pools {
             heads.extend(self.head(at, now, out));
         }
         while let Some((priority, Reverse(id), pool)) = heads.pop() {
             if self.awaits_body(pool, id, out) {
+                // Whoever could run it waits with it: nothing later goes first, whatever its queue (P5).
+                let waiting = self.queues.pools[pool as usize].profiles.iter();
+                self.ready.waiting.extend(waiting);
                 continue;
             }
             let next = match line {
@@ -382,7 +388,8 @@ impl Engine {
     fn best_free(&mut self, pool: u32, avoid: u32, now: Time) -> Option<(u32, Option<InLine>)> {
         'again: loop {
             let mut line: Vec<InLine> = Vec::new();
-            for &profile in &self.queues.pools[pool as usize].open {
+            let open = &self.queues.pools[pool as usize].open;
+            for &profile in open.difference(&self.ready.waiting) {
                 for &place in self.ready.profiles[profile as usize].free.iter().take(3) {
                     if self.workers.get(place.2).is_silent(now, self.config.beat) {
                         self.seat(place.2, now);
@@ -404,7 +411,8 @@ impl Engine {
         loop {
             let profiles = &self.queues.pools[pool as usize].profiles;
             let first = |at: &u32| self.ready.profiles[*at as usize].full.first().copied();
-            let (_, best) = profiles.iter().filter_map(first).min()?;
+            let ready = profiles.difference(&self.ready.waiting);
+            let (_, best) = ready.filter_map(first).min()?;
             if !self.workers.get(best).is_silent(now, self.config.beat) {
                 return Some(best);
             }
@@ -470,8 +478,7 @@ impl Engine {
         }
     }
 
-    /// Whether the pool must wait for this job's body; nothing overtakes it within the pool. Asks for the bodies that will be
-    /// wanted next, none of them twice.
+    /// Whether the pool must wait for this job's body. Asks for the bodies that will be wanted next, none of them twice.
     fn awaits_body(&mut self, pool_at: u32, head: JobId, out: &mut Effects) -> bool {
         let pool = &self.queues.pools[pool_at as usize];
         let job = *self.jobs.live(head);

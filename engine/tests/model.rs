@@ -781,8 +781,14 @@ impl World {
                 continue;
             }
             let spec = self.spec(&self.emitted.jobs[id]);
+            // A worker waits with the first job it could run.
+            let waits = |at: usize| {
+                let mut earlier = left.iter().map(|(id, _)| id);
+                let first = earlier.find(|id| serves(at, self.spec(&self.emitted.jobs[id])));
+                first.is_some_and(|first| first != id && !self.resident.contains(first))
+            };
             let idle = (0..NAMES.len())
-                .any(|at| serves(at, spec) && self.has_free_slot(&self.emitted, at));
+                .any(|at| serves(at, spec) && self.has_free_slot(&self.emitted, at) && !waits(at));
             if idle {
                 assert!(
                     !self.resident.contains(id),
@@ -791,10 +797,6 @@ impl World {
                 assert!(self.fetching.contains(id), "its body was asked for");
             }
         }
-        let blocked = |pool: usize| {
-            let head = left.iter().find(|(_, p)| *p == pool);
-            head.is_some_and(|(id, _)| !self.resident.contains(id))
-        };
         let ready: BTreeMap<JobId, usize> = self.ready(before).into_iter().collect();
         for fact in facts {
             let Fact::Assigned(assigned) = fact else {
@@ -814,7 +816,7 @@ impl World {
                 for (other, pool) in &left {
                     let spec = self.spec(&self.emitted.jobs[other]);
                     let same_pool = ready.get(id) == Some(pool);
-                    if same_pool || (!is_ahead && serves(at, spec) && !blocked(*pool)) {
+                    if same_pool || (!is_ahead && serves(at, spec)) {
                         let order = rank(*id, before) < rank(*other, &self.emitted);
                         assert!(order, "{id:?} went before {other:?} (P5)");
                     }

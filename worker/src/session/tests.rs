@@ -244,7 +244,7 @@ fn a_command_starts_only_after_its_start_was_told_and_written() {
     t.written();
     t.expect(&["start 1", "start 2"]);
     t.ended(2, Outcome::Exited { code: 3 }, false);
-    t.expect(&["started 3", "reports from 1, 2 Exited { code: 3 }"]);
+    t.expect(&["reports from 1, 2 Exited { code: 3 }", "started 3"]);
     t.written();
     t.expect(&["start 3"]);
 }
@@ -327,7 +327,7 @@ fn nothing_starts_and_nothing_is_reported_before_resumed() {
     t.written();
     t.expect(&[]);
     t.resumed(0, &[]);
-    t.expect(&["started 2", "reports from 1, 1 Succeeded"]);
+    t.expect(&["reports from 1, 1 Succeeded", "started 2"]);
 }
 
 #[test]
@@ -688,8 +688,8 @@ fn a_body_nobody_can_read_fails_without_disturbing_the_rest() {
         jobs: vec![bad, good],
     }));
     t.expect(&[
-        "started 2",
         "reports from 1, 1 SpawnFailed { errno: 22 } unstarted",
+        "started 2",
     ]);
 }
 
