@@ -1,8 +1,8 @@
 //! What follows once a fact is durable: frames, answers, acknowledgements, the forgetting of ended jobs.
 //!
-//! Facts are numbered as they are emitted and committed in that order, so what follows them waits in one line and leaves in
-//! order (P1, P2, P4). Each consequence is judged again when its time comes: an assignment that was withdrawn meanwhile does
-//! not leave, a cancel that came too late is answered with the end.
+//! Facts are numbered as they are emitted and committed in that order, so what follows them waits in one line and
+//! leaves in order (P1, P2, P4). Each consequence is judged again when its time comes: an assignment that was
+//! withdrawn meanwhile does not leave, a cancel that came too late is answered with the end.
 
 use hostler_wire::{Fence, JobId, JobState, Reason, SessionId, WorkerId, limits};
 
@@ -186,7 +186,8 @@ impl Engine {
         }
     }
 
-    /// Tells a running attempt to end. If its job has ended meanwhile, the asker hears that instead, once it is committed.
+    /// Tells a running attempt to end. If its job has ended meanwhile, the asker hears that instead, once it is
+    /// committed.
     fn tell(&mut self, fence: Fence, force: bool, ask: Option<AskId>, out: &mut Effects) {
         let Some(job) = self.jobs.get(fence.job) else {
             unreachable!("a job is forgotten after what was emitted before its end");

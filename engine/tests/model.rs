@@ -1,10 +1,11 @@
 //! Random events against a slow, obvious model.
 //!
-//! The model folds the engine's facts into two plain tables: what was emitted and what is durable. It knows nothing of lanes,
-//! lines, pages or heaps; it says for each fact whether it was allowed, for each frame and answer whether what it claims is
-//! durable, and after each turn whether anything was left undone that should have been done. Workers lose frames, repeat
-//! reports, report what is stale, vanish and come back; the disk lags; the server is killed and recovers from what was
-//! durable. In the end everything is let run in peace, and every job must have ended exactly once.
+//! The model folds the engine's facts into two plain tables: what was emitted and what is durable. It knows nothing
+//! of lanes, lines, pages or heaps; it says for each fact whether it was allowed, for each frame and answer whether
+//! what it claims is durable, and after each turn whether anything was left undone that should have been done.
+//! Workers lose frames, repeat reports, report what is stale, vanish and come back; the disk lags; the server is
+//! killed and recovers from what was durable. In the end everything is let run in peace, and every job must have
+//! ended exactly once.
 #![expect(
     clippy::unwrap_used,
     reason = "a model that fails is a test that fails"
