@@ -1491,7 +1491,7 @@ fn the_readers_answer_until_they_are_stopped() {
     let (died, fatal) = mpsc::channel();
     let (parts_in, parts) = mpsc::channel::<reader::Parts>();
     let thread = std::thread::spawn(move || reader::run(parts.recv().unwrap()));
-    let (sender, inbox) = mailbox(&Wake::for_thread(thread.thread().clone()));
+    let (sender, inbox) = mailbox(&Wake::parking());
     let handle = reader::Handle::new(sender);
     let parts = reader::Parts {
         store: t.read(),
