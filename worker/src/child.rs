@@ -328,7 +328,37 @@ fn wait4(pid: Pid) -> (Status, Usage) {
 
 #[cfg(test)]
 mod tests {
+    use hostler_wire::frame::Command;
+    use hostler_wire::{Attempt, Epoch, JobId};
+
     use super::*;
+    use crate::spawn::Spawner;
+
+    #[test]
+    fn what_ended_before_it_was_told_to_ended_by_itself() {
+        let fence = Fence {
+            job: JobId::MIN,
+            epoch: Epoch::new(1),
+            attempt: Attempt::FIRST,
+        };
+        let command = Command {
+            argv: vec!["true".to_owned()],
+            env: Vec::new(),
+            cwd: None,
+            stdin: None,
+        };
+        let spawned = Spawner::new("w-1".to_owned())
+            .spawn(fence, &command, false)
+            .unwrap();
+        let mut child = Child::new(fence, spawned, None);
+        // It has ended, but the loop has not noticed yet.
+        let exit = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), exit).unwrap();
+        child.end(Time::default(), true);
+        assert!(child.exited() && child.is_over(Time::default()));
+        let (outcome, _, told) = child.reap();
+        assert_eq!((outcome, told), (Outcome::Succeeded, false));
+    }
 
     #[test]
     fn the_tail_is_the_end_whatever_the_pieces() {

@@ -730,9 +730,14 @@ impl Loop {
             }
             Err(SpawnError::NoRoom { message }) => return Some(Ending::NoRoom { message }),
         };
-        let key = self
-            .children
-            .insert((Child::new(fence, spawned, command.stdin), keep));
+        let key = self.children.insert((
+            Child::new(
+                fence,
+                spawned,
+                command.stdin.as_deref().map(Bytes::copy_from_slice),
+            ),
+            keep,
+        ));
         if let Err(error) = self.register(key) {
             let (mut child, _) = self.children.remove(key);
             child.abandon();
@@ -791,15 +796,21 @@ impl Loop {
                     ..Detail::default()
                 }))))
             }
-            Some(Way::Thread(handler)) => match self.pool.run(fence, payload, handler) {
-                Ok(watch) => {
-                    self.running.insert(fence, Running::Handler(watch));
-                    None
+            // A copy: the payload is a piece of all that was read with it, which a long attempt must not pin.
+            Some(Way::Thread(handler)) => {
+                match self
+                    .pool
+                    .run(fence, Bytes::copy_from_slice(&payload), handler)
+                {
+                    Ok(watch) => {
+                        self.running.insert(fence, Running::Handler(watch));
+                        None
+                    }
+                    Err(error) => Some(Ending::NoRoom {
+                        message: format!("no thread for the handler: {error}"),
+                    }),
                 }
-                Err(error) => Some(Ending::NoRoom {
-                    message: format!("no thread for the handler: {error}"),
-                }),
-            },
+            }
         }
     }
 
