@@ -12,7 +12,9 @@ use mio::{Events, Interest, Poll, Token};
 const LISTENER: Token = Token(usize::MAX);
 /// Most connections served.
 const CONNECTIONS_MAX: usize = 4_096;
-const ANSWER: &[u8] = b"HTTP/1.1 201 Created\r\ncontent-type: application/json\r\ncontent-length: 30\r\n\r\n{\"id\":123456,\"state\":\"queued\"}";
+const ANSWER: &[u8] =
+    b"HTTP/1.1 201 Created\r\ncontent-type: application/json\r\ncontent-length: 30\r\n\r\n\
+    {\"id\":123456,\"state\":\"queued\"}";
 
 /// Starts one on a thread of its own, for as long as this process lives.
 pub fn start() -> Result<SocketAddr> {

@@ -1,6 +1,6 @@
-//! `Engine::handle`: the one match over events; each arm calls one method. Here are the methods about jobs as such: how they
-//! come in, what they wait for, how they are seen and forgotten. Attempts, sessions, cancels, commits and the giving out of
-//! work have files of their own.
+//! `Engine::handle`: the one match over events; each arm calls one method. Here are the methods about jobs as such:
+//! how they come in, what they wait for, how they are seen and forgotten. Attempts, sessions, cancels, commits and
+//! the giving out of work have files of their own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -209,8 +209,8 @@ impl Engine {
         self.jobs.counts().clone()
     }
 
-    /// Attempts called back from connected workers that have neither come back nor started: what a stopping server waits
-    /// for.
+    /// Attempts called back from connected workers that have neither come back nor started: what a stopping server
+    /// waits for.
     pub fn awaited_count(&self) -> u32 {
         let connected = self
             .workers

@@ -1,10 +1,11 @@
 //! Random events against a slow, obvious model.
 //!
-//! The model folds the engine's facts into two plain tables: what was emitted and what is durable. It knows nothing of lanes,
-//! lines, pages or heaps; it says for each fact whether it was allowed, for each frame and answer whether what it claims is
-//! durable, and after each turn whether anything was left undone that should have been done. Workers lose frames, repeat
-//! reports, report what is stale, vanish and come back; the disk lags; the server is killed and recovers from what was
-//! durable. In the end everything is let run in peace, and every job must have ended exactly once.
+//! The model folds the engine's facts into two plain tables: what was emitted and what is durable. It knows nothing
+//! of lanes, lines, pages or heaps; it says for each fact whether it was allowed, for each frame and answer whether
+//! what it claims is durable, and after each turn whether anything was left undone that should have been done.
+//! Workers lose frames, repeat reports, report what is stale, vanish and come back; the disk lags; the server is
+//! killed and recovers from what was durable. In the end everything is let run in peace, and every job must have
+//! ended exactly once.
 #![expect(
     clippy::unwrap_used,
     reason = "a model that fails is a test that fails"
@@ -598,6 +599,10 @@ impl World {
                     let former = self.workers[at].held.insert(fence, Holds::default());
                     assert!(former.is_none(), "{fence:?} is sent once");
                     self.fences.push(fence);
+                    assert!(
+                        self.resident.remove(&fence.job),
+                        "its body is there to be sent"
+                    );
                 }
             }
             Effect::Recall { session, fences } => {
@@ -777,8 +782,14 @@ impl World {
                 continue;
             }
             let spec = self.spec(&self.emitted.jobs[id]);
+            // A worker waits with the first job it could run.
+            let waits = |at: usize| {
+                let mut earlier = left.iter().map(|(id, _)| id);
+                let first = earlier.find(|id| serves(at, self.spec(&self.emitted.jobs[id])));
+                first.is_some_and(|first| first != id && !self.resident.contains(first))
+            };
             let idle = (0..NAMES.len())
-                .any(|at| serves(at, spec) && self.has_free_slot(&self.emitted, at));
+                .any(|at| serves(at, spec) && self.has_free_slot(&self.emitted, at) && !waits(at));
             if idle {
                 assert!(
                     !self.resident.contains(id),
@@ -787,10 +798,6 @@ impl World {
                 assert!(self.fetching.contains(id), "its body was asked for");
             }
         }
-        let blocked = |pool: usize| {
-            let head = left.iter().find(|(_, p)| *p == pool);
-            head.is_some_and(|(id, _)| !self.resident.contains(id))
-        };
         let ready: BTreeMap<JobId, usize> = self.ready(before).into_iter().collect();
         for fact in facts {
             let Fact::Assigned(assigned) = fact else {
@@ -810,7 +817,7 @@ impl World {
                 for (other, pool) in &left {
                     let spec = self.spec(&self.emitted.jobs[other]);
                     let same_pool = ready.get(id) == Some(pool);
-                    if same_pool || (!is_ahead && serves(at, spec) && !blocked(*pool)) {
+                    if same_pool || (!is_ahead && serves(at, spec)) {
                         let order = rank(*id, before) < rank(*other, &self.emitted);
                         assert!(order, "{id:?} went before {other:?} (P5)");
                     }

@@ -126,3 +126,20 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_page_tells_every_default() {
+        let page = include_str!("../../docs/limits.md");
+        for line in format!("{:#?}", Limits::default()).lines() {
+            let Some((name, value)) = line.trim().trim_end_matches(',').split_once(": ") else {
+                continue;
+            };
+            let row = format!("| `{name}` | `{value}` |");
+            assert!(page.contains(&row), "docs/limits.md has no row {row}");
+        }
+    }
+}

@@ -186,8 +186,7 @@ impl Shared {
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
             .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .pipeline_flush(true);
+            .max_buf_size(HEAD_BYTES_MAX);
         let id_prefix = getrandom::u64().map_err(io::Error::other)?;
         Ok(Self {
             parts,
@@ -374,13 +373,12 @@ async fn answer(
         }
         refusal.respond(head.uri.path(), id.to_str().unwrap_or_default())
     });
-    let headers = response.headers_mut();
     if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // Such a request may have carried a Content-Length too, which hyper has dropped by now; what follows it on the
-        // connection is not to be trusted (RFC 9112, 6.1).
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        // It may have carried a Content-Length too: hyper then closes, so that nothing that follows is taken for a
+        // request (RFC 9112, 6.1), and the answer must not be lost with what is left unread.
         conn.linger();
     }
+    let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id);
     headers
         .entry(header::CACHE_CONTROL)

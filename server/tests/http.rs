@@ -1,4 +1,8 @@
 //! The HTTP side from outside: raw sockets on one end, a stand-in for the other threads on the other.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
 
 #[path = "http/world.rs"]
 mod world;
@@ -458,11 +462,11 @@ fn hostile_requests_get_their_own_answer_and_harm_nobody() {
             414,
             "uri_too_long",
         ),
-        (get(&"/".repeat(70_000)), 431, "headers_too_large"),
+        (get(&"/".repeat(70_000)), 414, "uri_too_long"),
         (
             post(&format!("{json}content-length: 0\r\n\r\n")),
-            415,
-            "unsupported_media_type",
+            400,
+            "malformed_json",
         ),
         (
             post(&format!("{json}content-length: 2\r\n\r\n[]")),
@@ -590,16 +594,18 @@ fn hostile_requests_get_their_own_answer_and_harm_nobody() {
             "malformed_request",
         ),
     ];
+    let mut wrong = Vec::new();
     for (request, status, code) in &cases {
         let mut client = w.connect();
         client.send(request.as_bytes());
-        let answer = client.answer(false);
-        let shown: String = request.chars().take(200).collect();
-        assert_eq!(
-            (answer.status, &*answer.code()),
-            (*status, *code),
-            "{shown}: {answer:?}"
-        );
+        let shown: String = request.chars().take(300).collect();
+        let Some(answer) = client.try_answer() else {
+            wrong.push(format!("{shown}: no answer"));
+            continue;
+        };
+        if (answer.status, &*answer.code()) != (*status, *code) {
+            wrong.push(format!("{shown}: {} {}", answer.status, answer.code()));
+        }
         assert_eq!(
             answer.header("content-type"),
             Some("application/problem+json"),
@@ -615,6 +621,7 @@ fn hostile_requests_get_their_own_answer_and_harm_nobody() {
             );
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(w.fake().submissions, 0);
     assert_eq!(w.post(ECHO).status, 201);
 }
@@ -815,7 +822,7 @@ fn what_the_writer_refuses_is_told_with_a_time_to_come_back() {
 #[test]
 fn a_cancel_is_answered_by_what_became_of_the_job() {
     let w = World::new();
-    w.post(&format!("[{}]", vec![ECHO; 8].join(",")));
+    w.post(&format!("[{}]", [ECHO; 8].join(",")));
     {
         let mut fake = w.fake();
         fake.cancels.insert(1, CancelAnswer::Cancelled);
@@ -1047,7 +1054,7 @@ fn a_wait_ends_with_the_job_or_its_time() {
 #[test]
 fn a_list_joins_engine_and_store_page_by_page() {
     let w = World::new();
-    w.post(&format!("[{}]", vec![ECHO; 9].join(",")));
+    w.post(&format!("[{}]", [ECHO; 9].join(",")));
     {
         let mut fake = w.fake();
         for id in [1, 4, 7] {
@@ -1190,6 +1197,7 @@ fn missing_output_is_waited_for_and_then_said_to_be_missing() {
     let mut client = w.connect();
     let head = client.head("GET", "/jobs/1/logs", &[], None);
     client.send(head.as_bytes());
+    w.eventually(world::Fake::awaits_output);
     w.fake().print(1, 1, Stream::Stdout, 0, b"def");
     let answer = client.answer(false);
     assert_eq!(

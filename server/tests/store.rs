@@ -1,4 +1,5 @@
 //! One conformance suite for every store behind the seam, and what only SQLite can show.
+#![expect(clippy::unwrap_used, reason = "this is a test, helpers and all")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
+use hostler_server::store::reader;
 use hostler_server::store::seam::{
     Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob, Read, Record,
     Store, StoreError, StoreErrorKind, Submission, Totals,
@@ -1476,6 +1478,54 @@ fn a_tidy_stop_leaves_no_gap_in_the_ids_and_a_crash_no_doubles() {
     disk.lose_power();
     let next = MemoryStore::open(&disk).opening().next_id;
     assert!(next > id(10), "{next}");
+}
+
+#[test]
+fn the_readers_answer_until_they_are_stopped() {
+    let disk = Disk::new(7);
+    let mut t = Trial::new(&disk);
+    t.submit(2);
+    let facts = [t.ended(1, 0, JobState::Cancelled, Reason::CancelledByUser)];
+    t.commit(&[], &facts).unwrap();
+    let (fetched, bodies) = mpsc::channel();
+    let (died, fatal) = mpsc::channel();
+    let (parts_in, parts) = mpsc::channel::<reader::Parts>();
+    let thread = std::thread::spawn(move || reader::run(parts.recv().unwrap()));
+    let (sender, inbox) = mailbox(&Wake::parking());
+    let handle = reader::Handle::new(sender);
+    let parts = reader::Parts {
+        store: t.read(),
+        inbox,
+        fetched: Box::new(move |bodies| fetched.send(bodies).unwrap()),
+        fatal: Box::new(move |error| died.send(error).unwrap()),
+    };
+    parts_in.send(parts).unwrap();
+    let lookup = handle.job(id(2)).blocking_recv().unwrap().unwrap();
+    assert!(matches!(lookup, Lookup::Found(record) if record.id == id(2)));
+    let ends = handle
+        .ends(vec![id(1), id(2)])
+        .blocking_recv()
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        ends,
+        [(id(1), JobState::Cancelled, Reason::CancelledByUser)]
+    );
+    let page = handle
+        .list(list(|q| q.limit = 1))
+        .blocking_recv()
+        .unwrap()
+        .unwrap();
+    assert_eq!((page.records.len(), page.next), (1, Some(id(1))));
+    handle.fetch(vec![id(2)]);
+    assert_eq!(
+        bodies.recv().unwrap(),
+        [(id(2), Bytes::from_static(b"body"))]
+    );
+    // Dispatch would wait for it for ever.
+    handle.fetch(vec![id(3)]);
+    assert_eq!(fatal.recv().unwrap().kind, StoreErrorKind::Corrupt);
+    thread.join().unwrap();
 }
 
 // What only SQLite can show.

@@ -76,6 +76,9 @@ fn a_replayed_handshake_is_refused() {
     let mut cluster = Cluster::start();
     let relay = Relay::to(cluster.worker_addr());
     let _worker = cluster.worker_via(relay.addr(), "w-1", 1, &[]);
+    let talker = cluster.submit(&json!({"command": ["echo", "this opens the output socket"]}));
+    cluster.await_end(talker);
+    assert!(!cluster.log(talker, "stdout").expect(200).body.is_empty());
     let effects = cluster.effects();
     let gate = cluster.scratch().join("gate");
     let id = cluster.submit(&effects.job(&until_exists_line(&gate)));

@@ -57,9 +57,11 @@ fn while_the_output_socket_is_held_everything_else_goes_on() {
     let mut cluster = Cluster::start();
     let relay = Relay::to(cluster.worker_addr());
     let _worker = cluster.worker_via(relay.addr(), "w-1", 3, &[]);
-    eventually(PATIENCE, "the output socket is open", || {
-        relay.open(Role::Output) == 1
-    });
+    // It opens when output is wanted for the first time.
+    let first = cluster.submit(&json!({"command": ["echo", "first"]}));
+    cluster.await_end(first);
+    assert_eq!(cluster.log(first, "stdout").expect(200).text(), "first\n");
+    assert_eq!(relay.open(Role::Output), 1);
     relay.hold(Role::Output);
 
     let (talker, out, err) = chatty(&cluster, 400_000, 100_000, "");

@@ -41,6 +41,13 @@ impl Database {
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
+    /// One text, or nothing.
+    pub fn text(&self, sql: &str) -> Option<String> {
+        self.0
+            .query_row(sql, [], |row| row.get(0))
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
     /// State, reason and attempt of a job, if there is one.
     pub fn job(&self, id: u64) -> Option<(String, String, i64)> {
         let id = i64::try_from(id).unwrap();

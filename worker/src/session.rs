@@ -326,9 +326,10 @@ impl Session {
     /// Ends a turn: what is to be told leaves in as few frames as possible.
     pub fn flush(&mut self, now: Time, out: &mut Effects) {
         if self.link == Link::Up {
+            // Ends before starts, as they happened: the server reckons starts from when it hears of either.
+            self.flush_reports(out);
             self.flush_started(out);
             self.flush_returned(out);
-            self.flush_reports(out);
         }
         self.settle(now, out);
     }

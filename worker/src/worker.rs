@@ -363,6 +363,8 @@ struct Loop {
     link: Link,
     said: Vec<Said>,
     welcomed: bool,
+    /// Addresses that refused us for good before any welcomed us.
+    refusals: usize,
     result_bytes_max: usize,
     pipe: OutputPipe,
     spool: Spool,
@@ -420,6 +422,7 @@ impl Loop {
             link: Link::new(config.servers.clone(), Arc::clone(&waker)),
             said: Vec::new(),
             welcomed: false,
+            refusals: 0,
             result_bytes_max: 0,
             pipe: OutputPipe::new(),
             spool: Spool::new(config.spool.clone()),
@@ -590,7 +593,12 @@ impl Loop {
             Ok(true) => self.tell(Event::Heard),
             Ok(false) => {}
             Err(why) if why.is_final() && !self.welcomed => {
-                return Err(WorkerError::Refused(why.to_string()));
+                // One of several may be no server of ours: the others are asked before a person is.
+                self.refusals += 1;
+                if self.refusals >= self.config.servers.len() {
+                    return Err(WorkerError::Refused(why.to_string()));
+                }
+                self.disconnect(&why);
             }
             Err(why) => self.disconnect(&why),
         }
@@ -878,6 +886,10 @@ impl Loop {
     }
 
     fn bury(&mut self, key: usize) {
+        // A group that has just gone may have said something since its pipes were last read.
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.read_pipe(key, stream, true);
+        }
         self.ending.remove(&key);
         let (mut child, keep) = self.children.remove(key);
         self.readable.retain(|&(k, _)| k != key);

@@ -225,15 +225,26 @@ fn bodies_are_fetched_ahead_once_and_nothing_overtakes_one_that_is_waited_for() 
 }
 
 #[test]
-fn another_pool_may_overtake_one_that_waits_for_a_body() {
+fn what_waits_for_a_body_is_not_overtaken_by_another_queue() {
     let mut t = Trial::new();
     let mut both = slots(1);
     both.queues.push("video".into());
     t.submit_with("a", |job| job.resident = false);
     t.submit_with("v", |job| job.spec.queue = "video".into());
-    t.worker("w1", both)
-        .expect("fetch a")
-        .expect("assign v.1 to w1");
+    t.worker("w1", both).expect("fetch a").expect_nothing();
+    let jobs = vec![t.id("a")];
+    t.event(Event::Fetched { jobs }).expect("assign a.1 to w1");
+}
+
+#[test]
+fn a_worker_that_could_not_run_it_does_not_wait_with_it() {
+    let mut t = Trial::new();
+    let mut other = slots(1);
+    other.queues = vec!["video".into()];
+    t.submit_with("a", |job| job.resident = false);
+    t.submit_with("v", |job| job.spec.queue = "video".into());
+    t.worker("w1", slots(1)).expect("fetch a");
+    t.worker("w2", other).expect("assign v.1 to w2");
 }
 
 #[test]

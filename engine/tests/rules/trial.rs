@@ -69,6 +69,9 @@ pub(crate) struct Trial {
     pub(crate) slow_disk: bool,
     pub(crate) facts: Vec<Fact>,
     committed: u64,
+    /// Jobs whose bodies left with an assignment; a quick reader brings them back without a word.
+    sent: BTreeSet<JobId>,
+    fetched: Vec<JobId>,
     effects: VecDeque<String>,
     /// Apart, since their order among the others says nothing.
     acks: VecDeque<String>,
@@ -130,6 +133,8 @@ impl Trial {
             slow_disk: false,
             facts: Vec::new(),
             committed: 0,
+            sent: BTreeSet::new(),
+            fetched: Vec::new(),
             effects: VecDeque::new(),
             acks: VecDeque::new(),
             next_job: 1,
@@ -161,6 +166,14 @@ impl Trial {
             self.engine.dispatch(self.now, &mut out);
             self.engine.check();
             self.take(&mut out);
+            let fetched = std::mem::take(&mut self.fetched);
+            if !fetched.is_empty() {
+                let mut out = Vec::new();
+                let event = Event::Fetched { jobs: fetched };
+                self.engine.handle(self.now, event, &mut out);
+                self.take(&mut out);
+                continue;
+            }
             let through = self.facts.len() as u64;
             if self.slow_disk || self.committed == through {
                 return;
@@ -540,7 +553,16 @@ impl Trial {
                     self.facts.push(fact.clone());
                     continue;
                 }
-                Effect::Assign { session, seq, .. } => {
+                Effect::Fetch { jobs } if jobs.iter().all(|job| self.sent.remove(job)) => {
+                    self.fetched.extend(jobs);
+                    continue;
+                }
+                Effect::Assign {
+                    session,
+                    seq,
+                    fences,
+                } => {
+                    self.sent.extend(fences.iter().map(|fence| fence.job));
                     let former = self.seqs.insert(*session, *seq).unwrap_or(0);
                     assert_eq!(*seq, former + 1, "sequences within a session have no gaps");
                 }

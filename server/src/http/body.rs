@@ -161,3 +161,58 @@ pub(super) async fn read(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(body: Body) -> Vec<Result<Bytes, &'static str>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mut body = body;
+        let mut all = Vec::new();
+        while let Some(frame) = runtime.block_on(body.frame()) {
+            let broken = frame.is_err();
+            all.push(
+                frame
+                    .map(|frame| frame.into_data().unwrap())
+                    .map_err(|cut| cut.0),
+            );
+            if broken {
+                break;
+            }
+        }
+        all
+    }
+
+    fn pieces(pieces: &[&'static [u8]], length: Option<u64>) -> Body {
+        let (sender, receiver) = mpsc::channel(8);
+        for piece in pieces {
+            sender.try_send(Ok(Bytes::from_static(piece))).unwrap();
+        }
+        Body::pieces(receiver, length)
+    }
+
+    #[test]
+    fn pieces_end_when_their_maker_says_so_and_are_broken_off_otherwise() {
+        let whole = frames(pieces(&[b"a", b"b", b""], None));
+        assert_eq!(whole, [Ok("a".into()), Ok("b".into())]);
+        let broken = frames(pieces(&[b"a"], None));
+        assert_eq!(
+            broken,
+            [Ok("a".into()), Err("it ended before it was whole")]
+        );
+    }
+
+    #[test]
+    fn a_promised_length_is_kept_or_broken_off() {
+        let whole = frames(pieces(&[b"abc", b"def"], Some(4)));
+        assert_eq!(whole, [Ok("abc".into()), Ok("d".into())]);
+        let short = frames(pieces(&[b"abc"], Some(4)));
+        assert_eq!(
+            short,
+            [Ok("abc".into()), Err("it ended before it was whole")]
+        );
+    }
+}

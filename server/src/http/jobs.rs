@@ -355,7 +355,7 @@ async fn cancel(parts: &Parts, id: JobId, force: bool, note: Option<&str>) -> Ou
         }
         return Err(Refusal::new(
             Code::JobFinished,
-            format!("job {id} has already {}", past(ended)),
+            format!("job {id} already {}", past(ended)),
         ));
     }
     Err(Refusal::new(
@@ -718,4 +718,47 @@ fn state(name: &str) -> Result<JobState, Box<Refusal>> {
         };
         wrong("state", &detail)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(ids: &[u64], next: Option<u64>) -> Page {
+        let id = |raw| JobId::new(raw).unwrap();
+        Page {
+            jobs: ids
+                .iter()
+                .map(|raw| JobView::new(id(*raw), JobState::Failed))
+                .collect(),
+            next: next.map(id),
+        }
+    }
+
+    fn merged(order: &str, live: Page, stored: Page) -> (Vec<u64>, Option<u64>) {
+        let query = format!("state=running,failed&limit=3&order={order}");
+        let params = Params::parse(Some(&query), LIST_PARAMS).unwrap();
+        let listing = Listing::new(&params, Timestamp::from_millis(0)).unwrap();
+        let page = listing.merge(live, stored);
+        let ids = page.jobs.iter().map(|job| job.id.raw()).collect();
+        (ids, page.next.map(JobId::raw))
+    }
+
+    #[test]
+    fn a_joined_page_reaches_no_further_than_either_of_its_sources_looked() {
+        let got = merged("desc", page(&[8], Some(6)), page(&[7, 4, 1], None));
+        assert_eq!(got, (vec![8, 7], Some(6)));
+        let got = merged("asc", page(&[2], Some(3)), page(&[1, 4], None));
+        assert_eq!(got, (vec![1, 2], Some(3)));
+        let got = merged("desc", page(&[], Some(9)), page(&[7, 4], Some(4)));
+        assert_eq!(got, (vec![], Some(9)));
+    }
+
+    #[test]
+    fn a_job_in_both_sources_is_listed_once_and_a_full_page_ends_at_its_limit() {
+        let got = merged("desc", page(&[9, 8], None), page(&[9, 7, 5], Some(5)));
+        assert_eq!(got, (vec![9, 8, 7], Some(7)));
+        let got = merged("desc", page(&[9], None), page(&[7], None));
+        assert_eq!(got, (vec![9, 7], None));
+    }
 }

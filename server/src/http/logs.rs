@@ -80,7 +80,7 @@ pub(super) async fn read(
     let tail = tail_lines(&params)?;
     let now = Timestamp::from_millis(parts.clock.wall().millis());
     let since = params.moment("since", now)?;
-    let mut selection = Selection {
+    let selection = Selection {
         job: id,
         attempt: params.number("attempt", "the number of an attempt, from 1")?,
         stream: stream(&params)?,
@@ -100,19 +100,23 @@ pub(super) async fn read(
             format!("job {id} has had {} attempts", known.attempt()),
         ));
     }
-    let resume = last_event(head, form, &mut selection)?;
+    let resume = last_event(head, form, selection)?;
     let missing = if follow {
         0
     } else {
         settle_selected(parts, &known, selection).await
     };
-    let glance = page(parts, selection, 0, 1, false).await?;
+    let begin = Selection {
+        attempt: resume.map_or(selection.attempt, |(attempt, _)| attempt),
+        ..selection
+    };
+    let glance = page(parts, begin, 0, 1, false).await?;
     let pinned = Selection {
         attempt: (glance.attempt > 0).then_some(glance.attempt),
         ..selection
     };
     let start = match (resume, tail, since) {
-        (Some(at), ..) => at,
+        (Some((_, at)), ..) => at,
         (None, None, None) => 0,
         (None, tail, since) => {
             let by_lines = match tail {
@@ -225,37 +229,32 @@ fn tail_lines(params: &Params<'_>) -> Result<Option<usize>, Box<Refusal>> {
 fn last_event(
     head: &request::Parts,
     form: Form,
-    selection: &mut Selection,
-) -> Result<Option<u64>, Box<Refusal>> {
-    let Some(value) = head
-        .headers
-        .get("last-event-id")
-        .filter(|_| form == Form::Events)
-    else {
+    selection: Selection,
+) -> Result<Option<(Option<u16>, u64)>, Box<Refusal>> {
+    let id = head.headers.get("last-event-id");
+    let Some(value) = id.filter(|_| form == Form::Events) else {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or_default();
     let bad = || {
-        Refusal::new(
-            Code::BadHeader,
-            "a Last-Event-ID is the id of an event of this stream",
-        )
+        let detail = "a Last-Event-ID is the id of an event of this stream";
+        Refusal::new(Code::BadHeader, detail)
     };
-    let offset = match text.split_once('.') {
+    let (attempt, offset) = match text.split_once('.') {
         Some((attempt, offset)) => {
-            let attempt: u16 = attempt.parse().ok().filter(|n| *n > 0).ok_or_else(bad)?;
+            let attempt: u16 = attempt.parse().map_err(|_not| bad())?;
             if selection
                 .attempt
                 .is_some_and(|selected| selected != attempt)
             {
                 return Err(bad());
             }
-            selection.attempt = Some(attempt);
-            offset
+            (Some(attempt), offset)
         }
-        None => text,
+        None => (selection.attempt, text),
     };
-    offset.parse().map(Some).map_err(|_not| bad())
+    let offset = offset.parse().map_err(|_not| bad())?;
+    Ok(Some((attempt, offset)))
 }
 
 /// Which bytes a client wants.
@@ -363,17 +362,22 @@ impl Selection {
     }
 }
 
-/// The places of a page's pieces, each as the position behind it. Counted from the page's end: a gap, if there is one,
-/// lies before its last piece.
-fn places(page: &Page) -> impl Iterator<Item = (&Piece, u64)> {
-    let mut behind: u64 = page
+/// The places of a page's pieces, each as the position behind it: in one stream its own offsets, which go on over a gap;
+/// in both together what is stored, which has none.
+fn places(page: &Page, stream: Option<Stream>) -> impl Iterator<Item = (&Piece, u64)> {
+    let mut left: u64 = page
         .pieces
         .iter()
         .map(|piece| piece.data.len() as u64)
         .sum();
     page.pieces.iter().map(move |piece| {
-        behind -= piece.data.len() as u64;
-        (piece, page.next.saturating_sub(behind))
+        let length = piece.data.len() as u64;
+        left -= length;
+        let behind = match stream {
+            Some(_) => piece.offset.saturating_add(length),
+            None => page.next.saturating_sub(left),
+        };
+        (piece, behind)
     })
 }
 
@@ -400,7 +404,7 @@ async fn tail_start(
         let mut at = from;
         loop {
             let page = page(parts, selection, at, PAGE_BYTES, false).await?;
-            for (piece, behind) in places(&page) {
+            for (piece, behind) in places(&page, selection.stream) {
                 let begin = behind.saturating_sub(piece.data.len() as u64);
                 for (n, _) in piece
                     .data
@@ -444,7 +448,7 @@ async fn since_start(
     let mut at = 0;
     loop {
         let page = page(parts, selection, at, PAGE_BYTES, false).await?;
-        for (piece, behind) in places(&page) {
+        for (piece, behind) in places(&page, selection.stream) {
             if piece.at_ms >= since.millis() {
                 return Ok(behind.saturating_sub(piece.data.len() as u64));
             }
@@ -516,7 +520,13 @@ async fn settle_selected(parts: &Parts, known: &Known, selection: Selection) -> 
             let Ok(page) = page(parts, selection, at, 1, at > 0).await else {
                 return;
             };
-            missing = expected.saturating_sub(page.stored.saturating_add(page.cut));
+            // A stream's own offsets count what was cut; of both together only what is stored is counted.
+            let cut = if selection.stream.is_none() {
+                page.cut
+            } else {
+                0
+            };
+            missing = expected.saturating_sub(page.stored.saturating_add(cut));
             if page.ended.is_some() {
                 return;
             }
@@ -782,7 +792,7 @@ impl Feed {
     async fn pieces(&mut self, page: Page) -> Result<(), Gone> {
         self.cut = page.cut;
         let mut text = BytesMut::new();
-        for (piece, behind) in places(&page) {
+        for (piece, behind) in places(&page, self.selection.stream) {
             let mut data = piece.data.clone();
             if let Some(left) = &mut self.left {
                 data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -913,6 +923,25 @@ mod tests {
             );
         }
         assert_eq!(part("bytes=0-", 0), Err(Code::RangeNotSatisfiable));
+    }
+
+    #[test]
+    fn places_go_on_over_a_gap_in_one_stream_and_count_what_is_stored_in_both() {
+        let piece = |offset, data: &'static [u8]| Piece {
+            stream: Stream::Stdout,
+            offset,
+            at_ms: 0,
+            data: Bytes::from_static(data),
+        };
+        let page = |next| Page {
+            pieces: vec![piece(0, b"head"), piece(100, b"tail!")],
+            next,
+            ..Page::default()
+        };
+        let ends =
+            |page: &Page, stream| places(page, stream).map(|(_, end)| end).collect::<Vec<_>>();
+        assert_eq!(ends(&page(105), Some(Stream::Stdout)), [4, 105]);
+        assert_eq!(ends(&page(9), None), [4, 9]);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::http::body::Body;
 use crate::store::seam::{StoreError, StoreErrorKind};
 use crate::store::writer::SubmitError;
 
+/// As much of a path as is worth repeating.
+const INSTANCE_CHARS_MAX: usize = 256;
+
 macro_rules! codes {
     ($($(#[$meta:meta])* $name:ident = $status:literal, $text:literal, $title:literal;)+) => {
         /// Every code there is. A code never changes its meaning; new ones may come.
@@ -150,7 +153,7 @@ impl Refusal {
             title: self.code.title().into(),
             status: self.code.status(),
             detail: self.detail,
-            instance: instance.into(),
+            instance: instance.chars().take(INSTANCE_CHARS_MAX).collect(),
             code: self.code.name().into(),
             request_id: request_id.into(),
             errors: self.errors,

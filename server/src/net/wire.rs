@@ -248,6 +248,12 @@ impl Wire {
     fn take_frames(&mut self, place: Place, bytes: usize, now: Time) {
         let mut frames = Vec::new();
         let mut wrong = None;
+        if let Some(conn) = self.conn(place)
+            && matches!(conn.phase, Phase::Closing)
+        {
+            // It has been told why; what it still says is not listened to.
+            return conn.decoder.buffer().clear();
+        }
         while let Some(conn) = self.conn(place) {
             let frame = match conn.decoder.next_frame() {
                 Ok(Some(frame)) => frame,

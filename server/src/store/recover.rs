@@ -208,7 +208,8 @@ mod tests {
     fn the_fold_does_not_depend_on_the_order_of_rows() {
         let worker = WorkerId::new(1);
         let due = Some(When::Engine(Time::from_micros(7)));
-        let mut rows: [(&str, Box<dyn Fn(&mut History)>); 5] = [
+        type Row = Box<dyn Fn(&mut History)>;
+        let mut rows: [(&str, Row); 5] = [
             (
                 "1 assigned",
                 Box::new(move |h| h.assigned(fence(1), worker)),
@@ -245,7 +246,7 @@ mod tests {
             );
             assert_eq!(whole.running.map(|r| r.fence), Some(fence(3)));
             assert_eq!(whole.due, None);
-            assert_eq!(without_third.running, None);
+            assert!(without_third.running.is_none());
             assert_eq!(without_third.due, due.map(|when| (when, Reason::BackOff)));
             let (a, b) = (turn % 5, (turn * 7 + 3) % 5);
             rows.swap(a, b);

@@ -23,8 +23,9 @@ pub(super) const REASON_NAME: &str =
 // A commit.
 pub(super) const CLASS: &str =
     "INSERT INTO classes (id, queue, max_attempts, spec) VALUES (?1, ?2, ?3, ?4)";
-pub(super) const JOB: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, due_ms, expires_ms, deadline_ms, engine, \
-     retry_of, name, labels, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+pub(super) const JOB_PLAIN: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+pub(super) const JOB: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body, due_ms, expires_ms, deadline_ms, engine, \
+     retry_of, name, labels) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
 pub(super) const KEY_NEW: &str = "INSERT OR REPLACE INTO keys (token, key, hash, first, count, at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 pub(super) const WORKER: &str =
     "INSERT INTO workers (id, name, instance, at_ms) VALUES (?1, ?2, ?3, ?4)";
@@ -32,11 +33,13 @@ pub(super) const ASSIGNED: &str =
     "INSERT INTO assigned (seq, epoch, worker, at_us, attempts) VALUES (?1, ?2, ?3, ?4, ?5)";
 pub(super) const STARTED: &str =
     "INSERT INTO started (seq, epoch, worker, at_us, attempts) VALUES (?1, ?2, ?3, ?4, ?5)";
-pub(super) const ATTEMPT: &str = "INSERT INTO attempts (job, number, epoch, worker, started_ms, finished_ms, reason, exit_code, signal, user_ms, \
-     system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, charge, due_us, due_ms) \
+pub(super) const ATTEMPT: &str = "INSERT INTO attempts (job, number, epoch, worker, started_ms, finished_ms, reason, charge, exit_code, signal, \
+     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, due_us, due_ms) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
-pub(super) const END: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, exit_code, signal, user_ms, \
-     system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, state) \
+pub(super) const END_PLAIN: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+pub(super) const END: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state, exit_code, signal, \
+     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
 pub(super) const MARK: &str =
     "INSERT OR IGNORE INTO marks (job, at_ms, reason, note) VALUES (?1, ?2, ?3, ?4)";

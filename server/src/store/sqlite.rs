@@ -5,8 +5,8 @@
 //! before it is answered, and NORMAL else; it is switched between transactions.
 //!
 //! Keeps P1 and P2 (after `commit` it is there), and the guards of two servers: the lock file (`lock`), and, should
-//! somebody remove that, the epoch, checked in each transaction. What SQLite rolled back for want of space is `Refused`;
-//! after any other failure nobody knows what the disk holds, and the store takes nothing more.
+//! somebody remove that, the epoch, checked in each transaction. What SQLite rolled back for want of space is
+//! `Refused`; after any other failure nobody knows what the disk holds, and the store takes nothing more.
 //!
 //! Not here: reading for people (`read`), recovery (`load`), the mark (`mark`), retention (`retention`).
 
@@ -19,8 +19,7 @@ use hostler_engine::fact::Ended;
 use hostler_engine::spec::ClassId;
 use hostler_engine::{Time, WallTime, When};
 use hostler_wire::{Detail, Epoch, JobId, JobState, Reason};
-use rusqlite::types::Null;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, ToSql};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement};
 
 use crate::clock::Stamp;
 use crate::store::fold::{self, Rows, Share};
@@ -215,8 +214,8 @@ impl SqliteStore {
                 .raw_bind_parameter(5, again.started.map(|at| int(stamp.wall_of(at).millis())))?;
             insert.raw_bind_parameter(6, int(stamp.wall_of(again.at).millis()))?;
             insert.raw_bind_parameter(7, again.reason.code())?;
+            insert.raw_bind_parameter(8, again.charge as u8)?;
             bind_detail(&mut insert, again.detail.as_deref())?;
-            insert.raw_bind_parameter(18, again.charge as u8)?;
             let (us, ms) = split(again.due);
             insert.raw_bind_parameter(19, us)?;
             insert.raw_bind_parameter(20, ms)?;
@@ -361,8 +360,8 @@ fn begin(db: &Connection, epoch: Epoch) -> Result<(), Fault> {
     }
 }
 
-/// Whether no transaction is open any more. SQLite rolls back by itself on some errors, and a second ROLLBACK would hide
-/// the first error behind its own.
+/// Whether no transaction is open any more. SQLite rolls back by itself on some errors, and a second ROLLBACK would
+/// hide the first error behind its own.
 fn roll_back(db: &Connection) -> bool {
     db.is_autocommit() || (db.execute_batch("ROLLBACK").is_ok() && db.is_autocommit())
 }
@@ -373,13 +372,7 @@ fn insert_jobs(db: &Connection, stamp: &Stamp, batches: &[Batch]) -> Result<(), 
     }
     let mut insert = JobInsert::new(db)?;
     for batch in batches {
-        insert
-            .statement
-            .raw_bind_parameter(5, int(stamp.wall_of(batch.at).millis()))?;
-        insert.statement.raw_bind_parameter(6, &*batch.by)?;
-        for (id, job) in (batch.first.raw()..).zip(&batch.jobs) {
-            insert.job(stamp, id, job)?;
-        }
+        insert.batch(stamp, batch)?;
         if let Some(key) = &batch.key {
             db.prepare_cached(sql::KEY_NEW)?.execute((
                 &*key.token,
@@ -394,61 +387,87 @@ fn insert_jobs(db: &Connection, stamp: &Stamp, batches: &[Batch]) -> Result<(), 
     Ok(())
 }
 
-/// The statement of a job's row. Bindings outlive a step, so only what changed is bound again: binding was 6 % of the
-/// writer's time.
+/// The two statements of a job's row, for plain jobs and for those with a name, a time or the like. Bindings outlive
+/// a step, so what all jobs of a batch have in common is bound once: binding was 6 % of the writer's time.
 struct JobInsert<'a> {
-    statement: rusqlite::CachedStatement<'a>,
-    /// class, priority, sync
+    plain: rusqlite::CachedStatement<'a>,
+    full: rusqlite::CachedStatement<'a>,
+    /// What `plain` is bound to: class, priority, sync.
     bound: Option<(ClassId, i8, bool)>,
-    /// Which optional parameters are not NULL.
-    set: u32,
 }
 
 impl<'a> JobInsert<'a> {
     fn new(db: &'a Connection) -> Result<Self, Fault> {
         Ok(Self {
-            statement: db.prepare_cached(sql::JOB)?,
+            plain: db.prepare_cached(sql::JOB_PLAIN)?,
+            full: db.prepare_cached(sql::JOB)?,
             bound: None,
-            set: 0,
         })
     }
 
-    fn job(&mut self, stamp: &Stamp, id: u64, job: &NewJob) -> Result<(), Fault> {
+    fn batch(&mut self, stamp: &Stamp, batch: &Batch) -> Result<(), Fault> {
+        for statement in [&mut self.plain, &mut self.full] {
+            statement.raw_bind_parameter(5, int(stamp.wall_of(batch.at).millis()))?;
+            statement.raw_bind_parameter(6, &*batch.by)?;
+        }
+        for (id, job) in (batch.first.raw()..).zip(&batch.jobs) {
+            if is_plain(job) {
+                self.plain_job(id, job)?;
+            } else {
+                self.full_job(stamp, id, job)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn plain_job(&mut self, id: u64, job: &NewJob) -> Result<(), Fault> {
         let common = (job.class.id, job.priority.raw(), job.sync);
-        self.statement.raw_bind_parameter(1, id.cast_signed())?;
         if self.bound != Some(common) {
-            self.statement.raw_bind_parameter(2, common.0.raw())?;
-            self.statement.raw_bind_parameter(3, common.1)?;
-            self.statement.raw_bind_parameter(4, common.2)?;
+            bind_common(&mut self.plain, common)?;
             self.bound = Some(common);
         }
+        self.plain.raw_bind_parameter(1, id.cast_signed())?;
+        self.plain.raw_bind_parameter(7, &job.body[..])?;
+        self.plain.raw_execute()?;
+        Ok(())
+    }
+
+    fn full_job(&mut self, stamp: &Stamp, id: u64, job: &NewJob) -> Result<(), Fault> {
         let wall = |when: When| match when {
             When::Engine(at) => int(stamp.wall_of(at).millis()),
             When::Wall(at) => int(at.millis()),
         };
-        self.optional(7, job.due.map(wall))?;
-        self.optional(8, job.expires.map(wall))?;
-        self.optional(9, job.deadline.map(wall))?;
-        self.optional(10, engine_times(job))?;
-        self.optional(11, job.retry_of.map(JobId::raw))?;
-        self.optional(12, job.name.as_deref())?;
-        self.optional(13, job.labels.as_deref())?;
-        self.statement.raw_bind_parameter(14, &job.body[..])?;
-        self.statement.raw_execute()?;
+        let insert = &mut self.full;
+        bind_common(insert, (job.class.id, job.priority.raw(), job.sync))?;
+        insert.raw_bind_parameter(1, id.cast_signed())?;
+        insert.raw_bind_parameter(7, &job.body[..])?;
+        insert.raw_bind_parameter(8, job.due.map(wall))?;
+        insert.raw_bind_parameter(9, job.expires.map(wall))?;
+        insert.raw_bind_parameter(10, job.deadline.map(wall))?;
+        insert.raw_bind_parameter(11, engine_times(job))?;
+        insert.raw_bind_parameter(12, job.retry_of.map(JobId::raw))?;
+        insert.raw_bind_parameter(13, job.name.as_deref())?;
+        insert.raw_bind_parameter(14, job.labels.as_deref())?;
+        insert.raw_execute()?;
         Ok(())
     }
+}
 
-    fn optional(&mut self, at: usize, value: Option<impl ToSql>) -> Result<(), Fault> {
-        let bit = 1 << at;
-        if let Some(value) = value {
-            self.statement.raw_bind_parameter(at, value)?;
-            self.set |= bit;
-        } else if self.set & bit != 0 {
-            self.statement.raw_bind_parameter(at, Null)?;
-            self.set &= !bit;
-        }
-        Ok(())
-    }
+fn is_plain(job: &NewJob) -> bool {
+    job.due.is_none()
+        && job.expires.is_none()
+        && job.deadline.is_none()
+        && job.retry_of.is_none()
+        && job.name.is_none()
+        && job.labels.is_none()
+}
+
+/// Parameters 2 to 4.
+fn bind_common(insert: &mut Statement<'_>, common: (ClassId, i8, bool)) -> Result<(), Fault> {
+    insert.raw_bind_parameter(2, common.0.raw())?;
+    insert.raw_bind_parameter(3, common.1)?;
+    insert.raw_bind_parameter(4, common.2)?;
+    Ok(())
 }
 
 /// The exact moments of a job that lie on the engine's clock, if any do (`load::engine_time` reads them).
@@ -486,59 +505,76 @@ fn insert_share(
     Ok(())
 }
 
+/// Most ends of small jobs have no detail: they have a statement of their own, without its ten parameters.
 fn insert_ends(db: &Connection, stamp: &Stamp, ends: &[&Ended]) -> Result<(), Fault> {
     if ends.is_empty() {
         return Ok(());
     }
-    let mut insert = db.prepare_cached(sql::END)?;
+    let mut plain = db.prepare_cached(sql::END_PLAIN)?;
+    let mut full = db.prepare_cached(sql::END)?;
     let mut bound: Option<&Ended> = None;
-    let ms = |at: Time| int(stamp.wall_of(at).millis());
     for end in ends {
-        insert.raw_bind_parameter(1, end.job.raw().cast_signed())?;
-        let head = |end: &Ended| {
-            let fence = end.fence.map(|fence| (fence.attempt, fence.epoch));
-            (
-                fence,
-                end.worker,
-                end.started,
-                end.at,
-                end.reason,
-                end.state,
-            )
-        };
-        if bound.is_none_or(|last| head(last) != head(end)) {
-            insert.raw_bind_parameter(2, end.fence.map_or(0, |fence| fence.attempt.raw()))?;
-            insert.raw_bind_parameter(3, end.fence.map_or(0, |fence| fence.epoch.raw()))?;
-            insert.raw_bind_parameter(4, end.worker.map(|worker| worker.raw()))?;
-            insert.raw_bind_parameter(5, end.started.map(ms))?;
-            insert.raw_bind_parameter(6, ms(end.at))?;
-            insert.raw_bind_parameter(7, end.reason.code())?;
-            insert.raw_bind_parameter(18, end.state.code())?;
+        if let Some(detail) = end.detail.as_deref() {
+            bind_end(&mut full, stamp, end)?;
+            bind_detail(&mut full, Some(detail))?;
+            full.raw_bind_parameter(1, end.job.raw().cast_signed())?;
+            full.raw_execute()?;
+        } else {
+            if bound.is_none_or(|last| !ended_alike(last, end)) {
+                bind_end(&mut plain, stamp, end)?;
+                bound = Some(end);
+            }
+            plain.raw_bind_parameter(1, end.job.raw().cast_signed())?;
+            plain.raw_execute()?;
         }
-        // A fresh statement's parameters are NULL, and most ends of small jobs have no detail.
-        if end.detail.is_some() || bound.is_some_and(|last| last.detail.is_some()) {
-            bind_detail(&mut insert, end.detail.as_deref())?;
-        }
-        insert.raw_execute()?;
-        bound = Some(end);
     }
     Ok(())
 }
 
-/// Parameters 8 to 17. The message is NULL only if there is no detail at all.
+/// Whether two ends' rows differ in nothing but the id.
+fn ended_alike(a: &Ended, b: &Ended) -> bool {
+    let fence = |end: &Ended| end.fence.map(|fence| (fence.attempt, fence.epoch));
+    fence(a) == fence(b)
+        && (a.worker, a.started, a.at) == (b.worker, b.started, b.at)
+        && (a.reason, a.state) == (b.reason, b.state)
+}
+
+/// Parameters 2 to 8.
+fn bind_end(insert: &mut Statement<'_>, stamp: &Stamp, end: &Ended) -> Result<(), Fault> {
+    let ms = |at: Time| int(stamp.wall_of(at).millis());
+    insert.raw_bind_parameter(2, end.fence.map_or(0, |fence| fence.attempt.raw()))?;
+    insert.raw_bind_parameter(3, end.fence.map_or(0, |fence| fence.epoch.raw()))?;
+    insert.raw_bind_parameter(4, end.worker.map(|worker| worker.raw()))?;
+    insert.raw_bind_parameter(5, end.started.map(ms))?;
+    insert.raw_bind_parameter(6, ms(end.at))?;
+    insert.raw_bind_parameter(7, end.reason.code())?;
+    insert.raw_bind_parameter(8, end.state.code())?;
+    Ok(())
+}
+
+/// Parameters 9 to 18. The message is NULL only if there is no detail at all.
 fn bind_detail(insert: &mut Statement<'_>, detail: Option<&Detail>) -> Result<(), Fault> {
     let usage = detail.and_then(|detail| detail.usage);
-    insert.raw_bind_parameter(8, detail.and_then(|detail| detail.exit_code))?;
-    insert.raw_bind_parameter(9, detail.and_then(|detail| detail.signal))?;
-    insert.raw_bind_parameter(10, usage.map(|usage| int(usage.user_ms)))?;
-    insert.raw_bind_parameter(11, usage.map(|usage| int(usage.system_ms)))?;
-    insert.raw_bind_parameter(12, usage.map(|usage| int(usage.peak_rss_bytes)))?;
-    insert.raw_bind_parameter(13, usage.map(|usage| int(usage.stdout_bytes)))?;
-    insert.raw_bind_parameter(14, usage.map(|usage| int(usage.stderr_bytes)))?;
-    insert.raw_bind_parameter(15, detail.map(|detail| &*detail.message))?;
-    let bytes = |bytes: &'_ Vec<u8>| (!bytes.is_empty()).then(|| bytes.clone());
-    insert.raw_bind_parameter(16, detail.and_then(|detail| bytes(&detail.result)))?;
-    insert.raw_bind_parameter(17, detail.and_then(|detail| bytes(&detail.stderr_tail)))?;
+    insert.raw_bind_parameter(9, detail.and_then(|detail| detail.exit_code))?;
+    insert.raw_bind_parameter(10, detail.and_then(|detail| detail.signal))?;
+    insert.raw_bind_parameter(11, usage.map(|usage| int(usage.user_ms)))?;
+    insert.raw_bind_parameter(12, usage.map(|usage| int(usage.system_ms)))?;
+    insert.raw_bind_parameter(13, usage.map(|usage| int(usage.peak_rss_bytes)))?;
+    insert.raw_bind_parameter(14, usage.map(|usage| int(usage.stdout_bytes)))?;
+    insert.raw_bind_parameter(15, usage.map(|usage| int(usage.stderr_bytes)))?;
+    insert.raw_bind_parameter(16, detail.map(|detail| &*detail.message))?;
+    insert.raw_bind_parameter(
+        17,
+        detail
+            .map(|detail| &detail.result[..])
+            .filter(|bytes| !bytes.is_empty()),
+    )?;
+    insert.raw_bind_parameter(
+        18,
+        detail
+            .map(|detail| &detail.stderr_tail[..])
+            .filter(|bytes| !bytes.is_empty()),
+    )?;
     Ok(())
 }
 
@@ -638,8 +674,8 @@ fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory) => {
             StoreErrorKind::Io
         }
-        // Whatever else a statement of ours can meet (a doubled key, a value of another type, a missing table) says that
-        // the file is not what we wrote.
+        // Whatever else a statement of ours can meet (a doubled key, a value of another type, a missing table) says
+        // that the file is not what we wrote.
         _ => StoreErrorKind::Corrupt,
     }
 }

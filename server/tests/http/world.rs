@@ -28,6 +28,8 @@ use hostler_wire::{Attempt, Epoch, Fence, JobId, JobState, Priority, Reason};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+type End = (JobState, Reason);
+
 /// What the stand-in knows; a test may change it at any time.
 #[derive(Default)]
 pub(crate) struct Fake {
@@ -41,7 +43,7 @@ pub(crate) struct Fake {
     pub(crate) refuse: Option<SubmitError>,
     pub(crate) output: BTreeMap<(u64, u16), Printed>,
     pub(crate) next: u64,
-    waits: Vec<(JobId, oneshot::Sender<Option<(JobState, Reason)>>)>,
+    waits: Vec<(JobId, oneshot::Sender<Option<End>>)>,
     reads: Vec<(Read, oneshot::Sender<Result<Page, output::ReadError>>)>,
     stop: bool,
 }
@@ -113,6 +115,17 @@ impl World {
 
     pub(crate) fn fake(&self) -> MutexGuard<'_, Fake> {
         self.fake.lock().unwrap()
+    }
+
+    /// Waits until that holds.
+    pub(crate) fn eventually(&self, holds: impl Fn(&Fake) -> bool) {
+        for _ in 0..2_000 {
+            if holds(&self.fake()) {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        panic!("it never came to that");
     }
 
     pub(crate) fn connect(&self) -> Client {
@@ -248,6 +261,16 @@ impl Client {
     /// The next whole answer.
     pub(crate) fn answer(&mut self, is_head: bool) -> Answer {
         let head = self.until(b"\r\n\r\n").expect("an answer");
+        self.rest(head, is_head)
+    }
+
+    /// The next whole answer, if one comes.
+    pub(crate) fn try_answer(&mut self) -> Option<Answer> {
+        let head = self.until(b"\r\n\r\n")?;
+        Some(self.rest(head, false))
+    }
+
+    fn rest(&mut self, head: Vec<u8>, is_head: bool) -> Answer {
         let head = String::from_utf8(head).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let mut answer = Answer {
@@ -334,7 +357,7 @@ fn stand_in(fake: &Arc<Mutex<Fake>>, intake_bytes_max: usize) -> Handles {
     let fake = Arc::clone(fake);
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
-        let wake = Wake::this_thread();
+        let wake = Wake::parking();
         let (writes, write) = mailbox(&wake);
         let (queries, query) = mailbox(&wake);
         let (messages, _message) = mailbox::<dispatch::Message>(&wake);
@@ -454,7 +477,7 @@ impl Fake {
         })
     }
 
-    fn on_query(&mut self, query: Query) {
+    fn on_query(&self, query: Query) {
         match query {
             Query::Job { id, reply } => {
                 let answer = match self.records.get(&id.raw()) {
@@ -572,7 +595,7 @@ impl Fake {
             }
             Ask::Workers { reply } => tell(
                 reply,
-                (vec![WorkerStatus {
+                vec![WorkerStatus {
                     name: "w-1".into(),
                     connected: true,
                     draining: false,
@@ -581,14 +604,14 @@ impl Fake {
                     last_heard_ms: 12,
                     queues: vec!["default".into()],
                     labels: vec![("zone".into(), "a".into())],
-                }]),
+                }],
             ),
             Ask::Counts { reply } => tell(
                 reply,
-                (Counts {
+                Counts {
                     queued: 3,
                     ..Counts::default()
-                }),
+                },
             ),
         }
     }
@@ -684,6 +707,11 @@ impl Fake {
             cut: printed.cut,
             pieces,
         }
+    }
+
+    /// Somebody waits for more output than there is.
+    pub(crate) fn awaits_output(&self) -> bool {
+        !self.reads.is_empty()
     }
 
     /// A live job, in that state.

@@ -375,6 +375,14 @@ impl<'de> Deserialize<'de> for RuleRequest<'de> {
     }
 }
 
+/// The short form has no field of its own to blame: a mode that is none is wrong as `/logs`.
+fn known_mode<E: de::Error>(mode: &str) -> Result<&str, E> {
+    match mode {
+        "keep" | "stream" | "none" => Ok(mode),
+        _ => Err(E::custom("must be keep, stream or none")),
+    }
+}
+
 impl<'de> Deserialize<'de> for LogsRequest<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visit;
@@ -385,16 +393,16 @@ impl<'de> Deserialize<'de> for LogsRequest<'de> {
                 f.write_str("keep, stream or none, or an object with mode, limit_bytes, overflow")
             }
 
-            fn visit_borrowed_str<E>(self, mode: &'de str) -> Result<Self::Value, E> {
+            fn visit_borrowed_str<E: de::Error>(self, mode: &'de str) -> Result<Self::Value, E> {
                 Ok(LogsRequest {
-                    mode: Some(Cow::Borrowed(mode)),
+                    mode: Some(Cow::Borrowed(known_mode(mode)?)),
                     ..LogsRequest::default()
                 })
             }
 
-            fn visit_str<E>(self, mode: &str) -> Result<Self::Value, E> {
+            fn visit_str<E: de::Error>(self, mode: &str) -> Result<Self::Value, E> {
                 Ok(LogsRequest {
-                    mode: Some(Cow::Owned(mode.to_owned())),
+                    mode: Some(Cow::Owned(known_mode(mode)?.to_owned())),
                     ..LogsRequest::default()
                 })
             }
