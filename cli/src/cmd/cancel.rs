@@ -1,5 +1,6 @@
 //! `cancel`: ends jobs, one by one.
 
+use hostler_wire::api::JobView;
 use hostler_wire::{JobId, JobState};
 use serde::Deserialize;
 
@@ -7,7 +8,7 @@ use crate::client::{Ask, encode, read};
 use crate::cmd::filter::{self, Filter};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Form, json};
+use crate::output::{self, Form, detail, json, list};
 use crate::select::{Selected, Selector};
 
 /// Cancel jobs
@@ -69,10 +70,27 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
             .await?;
         match answer.yes().await? {
             Ok(answer) => tell(context.form(), *id, &answer.bytes().await?)?,
-            Err(refusal) => result.refused(*id, refusal.status, refusal.into_failure()),
+            Err(refusal) => {
+                let status = refusal.status;
+                let told = match status {
+                    409 if selected.named.contains(id) => how_it_ended(context, *id).await,
+                    _ => None,
+                };
+                let failure = told.unwrap_or_else(|| refusal.into_failure());
+                result.refused(*id, status, failure);
+            }
         }
     }
     result.exit("had already finished")
+}
+
+/// The refusal in the words a person looks for: how the job ended, and when.
+async fn how_it_ended(context: &mut Context, id: JobId) -> Option<Failure> {
+    let ask = Ask::get(format!("/jobs/{id}?live=0"));
+    let job: JobView = context.client.fetch(&ask).await.ok()?;
+    let at = detail::local(job.finished_at?, list::now_ms());
+    let told = format!("job {id} already {} at {at}", job.state);
+    Some(Failure::new(Exit::Conflict, told))
 }
 
 #[derive(Deserialize)]

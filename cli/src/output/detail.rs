@@ -124,7 +124,7 @@ fn timeline(job: &JobView, now_ms: u64) -> String {
 }
 
 /// Local time; with its date unless that is today's.
-fn local(at: Timestamp, now_ms: u64) -> String {
+pub(crate) fn local(at: Timestamp, now_ms: u64) -> String {
     let zone = TimeZone::system();
     let zoned = |ms: u64| {
         let ms = i64::try_from(ms).ok()?;
