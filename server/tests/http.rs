@@ -248,7 +248,7 @@ fn every_field_is_judged_and_named() {
             command(&format!(r#""labels":{{"a":"{long}"}}"#)),
             "/labels/a",
         ),
-        (command(r#""logs":"maybe""#), "/logs/mode"),
+        (command(r#""logs":"maybe""#), "/logs"),
         (command(r#""logs":{"limit_bytes":0}"#), "/logs/limit_bytes"),
         (
             command(r#""logs":{"limit_bytes":16777217}"#),

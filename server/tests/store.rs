@@ -1441,6 +1441,7 @@ fn limits_are_met_exactly() {
         ..submission(1)
     };
     // Alone it is let in, whatever its size; beside another it is not.
+    let desk = Desk::new();
     desk.disk.hold();
     let first = desk.handle.submit(large).unwrap();
     let refused = desk.handle.submit(submission(1));
@@ -1451,10 +1452,7 @@ fn limits_are_met_exactly() {
         })
     ));
     desk.disk.release();
-    assert!(matches!(
-        first.blocking_recv().unwrap(),
-        Err(SubmitError::Busy { .. })
-    ));
+    assert!(first.blocking_recv().unwrap().is_ok());
 }
 
 #[test]

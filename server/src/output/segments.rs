@@ -681,3 +681,214 @@ fn files_of(options: &Options) -> io::Result<(BTreeSet<u32>, BTreeSet<u32>)> {
     }
     Ok((segments, indexes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use hostler_wire::frame::Stream;
+    use hostler_wire::{Attempt, Epoch};
+    use std::path::Path;
+    use std::time::Duration;
+
+    fn options(dir: &Path) -> Options {
+        Options {
+            dir: dir.to_path_buf(),
+            output_bytes_max: 1 << 20,
+            segment_bytes: 1 << 20,
+            keep: Duration::from_secs(100),
+            total_bytes_max: 1 << 40,
+        }
+    }
+
+    fn open(dir: &Path) -> Segments {
+        Segments::open(options(dir), 1).unwrap()
+    }
+
+    fn fence(job: u64) -> Fence {
+        Fence {
+            job: JobId::new(job).unwrap(),
+            epoch: Epoch::new(1),
+            attempt: Attempt::FIRST,
+        }
+    }
+
+    fn chunk(job: u64, offset: u64, data: &[u8]) -> Chunk {
+        Chunk {
+            fence: fence(job),
+            stream: Stream::Stdout,
+            offset,
+            at_ms: 0,
+            data: Bytes::copy_from_slice(data),
+        }
+    }
+
+    fn text(segments: &Segments, job: u64) -> Result<Vec<u8>, ReadError> {
+        let page = segments.read(&Read {
+            job: JobId::new(job).unwrap(),
+            attempt: None,
+            stream: None,
+            from: 0,
+            max: 1 << 20,
+            wait: false,
+        })?;
+        Ok(page
+            .pieces
+            .iter()
+            .flat_map(|piece| piece.data.to_vec())
+            .collect())
+    }
+
+    /// Three jobs, each with its own sync.
+    fn written(dir: &Path) -> PathBuf {
+        let mut segments = open(dir);
+        for job in 1..=3 {
+            segments.append(&chunk(job, 0, b"0123456789"));
+            segments.commit(1).unwrap();
+        }
+        segment::path_of(dir, segments.active.number)
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off_and_what_came_before_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        let mut segments = open(dir.path());
+        assert!(segments.damage().is_empty());
+        assert_eq!(segments.ack(fence(2)).stdout_through, 10);
+        assert_eq!(segments.ack(fence(3)).stdout_through, 0);
+        segments.append(&chunk(3, 0, b"0123456789"));
+        segments.commit(1).unwrap();
+        for segments in [segments, open(dir.path())] {
+            for job in 1..=3 {
+                assert_eq!(text(&segments, job).unwrap(), b"0123456789");
+            }
+        }
+    }
+
+    #[test]
+    fn damage_to_what_was_synced_is_named_and_never_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        // Every byte of the first two jobs' batches, and the mark between them.
+        for at in SEGMENT_HEADER_BYTES as usize..good.len() - 2 * HEADER_BYTES - 26 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(segment::path_of(dir.path(), 1), &bad).unwrap();
+            let segments = open(dir.path());
+            assert_eq!(segments.damage().len(), 1, "byte {at}");
+            for job in 1..=3 {
+                let text = text(&segments, job).unwrap();
+                assert!(text.is_empty() || text == b"0123456789", "byte {at}");
+            }
+            assert_eq!(text(&segments, 3).unwrap(), b"0123456789");
+        }
+    }
+
+    #[test]
+    fn a_hole_in_an_attempt_is_an_error_not_a_shorter_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = {
+            let mut segments = open(dir.path());
+            for part in 0..3 {
+                segments.append(&chunk(1, part * 10, b"0123456789"));
+                segments.commit(1).unwrap();
+            }
+            segment::path_of(dir.path(), 1)
+        };
+        let mut bad = std::fs::read(&path).unwrap();
+        let second = 40 + (HEADER_BYTES + 10) + (HEADER_BYTES + 16) + HEADER_BYTES;
+        bad[second] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        let segments = open(dir.path());
+        let mut read = Read {
+            job: JobId::new(1).unwrap(),
+            attempt: None,
+            stream: None,
+            from: 0,
+            max: 100,
+            wait: false,
+        };
+        let page = segments.read(&read).unwrap();
+        assert_eq!(page.next, 10);
+        read.from = 10;
+        assert!(matches!(segments.read(&read), Err(ReadError::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_bit_flipped_after_the_start_is_detected_at_the_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let segments = open(dir.path());
+        let mut bad = std::fs::read(&path).unwrap();
+        bad[40 + HEADER_BYTES + 2] ^= 1; // in the first job's data
+        std::fs::write(&path, &bad).unwrap();
+        assert!(matches!(text(&segments, 1), Err(ReadError::Corrupt(_))));
+        assert_eq!(text(&segments, 2).unwrap(), b"0123456789");
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_of_it_is_acknowledged_and_it_can_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.append(&chunk(1, 0, b"first "));
+        segments.commit(1).unwrap();
+        segments.append(&chunk(1, 6, b"second"));
+        segments.append(&chunk(2, 0, b"other"));
+        segments.fail_next_write();
+        assert!(segments.commit(1).is_err());
+        assert!(!segments.is_broken());
+        assert_eq!(segments.ack(fence(1)).stdout_through, 6);
+        assert_eq!(segments.ack(fence(2)).stdout_through, 0);
+        segments.append(&chunk(1, 0, b"first second"));
+        segments.commit(1).unwrap();
+        for segments in [segments, open(dir.path())] {
+            assert_eq!(text(&segments, 1).unwrap(), b"first second");
+            assert!(text(&segments, 2).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_lost_index_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        for job in 1..=40 {
+            segments.append(&chunk(job, 0, &[7; 60_000]));
+            segments.commit(1).unwrap();
+        }
+        assert!(segments.sealed.len() >= 2);
+        std::fs::remove_file(index::path_of(dir.path(), 1)).unwrap();
+        std::fs::write(index::path_of(dir.path(), 2), b"nonsense").unwrap();
+        let segments = open(dir.path());
+        for job in 1..=40 {
+            assert_eq!(text(&segments, job).unwrap(), [7; 60_000]);
+        }
+    }
+
+    #[test]
+    fn old_segments_go_by_age_and_by_size_the_oldest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        for job in 1..=60 {
+            segments.append(&chunk(job, 0, &[7; 60_000]));
+            segments.end(&OutputEnd {
+                fence: fence(job),
+                stdout_bytes: 60_000,
+                stderr_bytes: 0,
+                dropped_bytes: 0,
+            });
+            segments.commit(1_000).unwrap();
+        }
+        assert!(!segments.retire_one(100_999).unwrap());
+        assert!(segments.retire_one(101_000).unwrap());
+        assert!(text(&segments, 1).unwrap().is_empty());
+        assert_eq!(text(&segments, 60).unwrap(), [7; 60_000]);
+        segments.options.total_bytes_max = 100;
+        while segments.retire_one(2_000).unwrap() {}
+        assert!(segments.sealed.is_empty());
+    }
+}

@@ -249,8 +249,10 @@ impl Thread {
             && read.wait
             && page.pieces.is_empty()
             && page.ended.is_none()
+            // A newer attempt is news, also if it came in the very turn of the question.
+            && self.latest(read.job, page.attempt) == page.attempt
         {
-            let attempt = self.latest(read.job, page.attempt);
+            let attempt = page.attempt;
             return self.wait(Waiter {
                 read,
                 reply,
