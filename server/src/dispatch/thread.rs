@@ -156,7 +156,7 @@ impl Dispatch {
             self.engine.dispatch(now, &mut self.effects);
             self.route(now);
             self.settle();
-            if lanes_empty {
+            if lanes_empty && !self.stopped {
                 self.sleep(now);
             }
         }
