@@ -83,7 +83,8 @@ impl Wake {
     /// Says that the receiver will sleep. It must look at all its mailboxes once more after this, and sleep only if
     /// they are empty.
     pub fn about_to_sleep(&self) {
-        self.sleeping.store(true, Ordering::SeqCst);
+        // A swap, not a store: it is ordered after the senders' swaps before it. (The model finds the difference.)
+        self.sleeping.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
@@ -218,29 +219,44 @@ impl Drop for AbortOnPanic {
 
 #[cfg(loom)]
 mod looming {
-    //! Loom cannot look into crossbeam's queue; what is modelled is the rule of sleeping and waking around a queue.
+    //! Loom cannot look into crossbeam's queue; what is modelled is the rule of sleeping and waking around a queue whose
+    //! emptiness is read from one atomic number, as stale as the memory model allows. The entries lie behind a lock that
+    //! loom does not see: it would take a thread blocked in a lock for one that is parked.
     use std::collections::VecDeque;
+    use std::sync::Mutex;
 
-    use loom::sync::Mutex;
+    use loom::sync::atomic::{AtomicUsize, Ordering};
 
     #[derive(Debug)]
-    pub(super) struct Queue<T>(Mutex<VecDeque<T>>);
+    pub(super) struct Queue<T> {
+        entries: Mutex<VecDeque<T>>,
+        len: AtomicUsize,
+    }
 
     impl<T> Queue<T> {
         pub(super) fn new() -> Self {
-            Self(Mutex::new(VecDeque::new()))
+            Self {
+                entries: Mutex::new(VecDeque::new()),
+                len: AtomicUsize::new(0),
+            }
         }
 
-        pub(super) fn push(&self, item: T) {
-            self.0.lock().unwrap().push_back(item);
+        pub(super) fn push(&self, entry: T) {
+            self.entries.lock().unwrap().push_back(entry);
+            self.len.fetch_add(1, Ordering::Release);
         }
 
         pub(super) fn pop(&self) -> Option<T> {
-            self.0.lock().unwrap().pop_front()
+            if self.is_empty() {
+                return None;
+            }
+            let entry = self.entries.lock().unwrap().pop_front();
+            self.len.fetch_sub(1, Ordering::Relaxed);
+            entry
         }
 
         pub(super) fn is_empty(&self) -> bool {
-            self.0.lock().unwrap().is_empty()
+            self.len.load(Ordering::Acquire) == 0
         }
     }
 }
