@@ -108,6 +108,15 @@ fn wrong(pointer: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Wr
     }
 }
 
+/// A value of a known field whose meaning this server cannot keep yet: refused, never ignored.
+fn not_yet(pointer: &'static str, what: &str) -> Wrong {
+    Wrong {
+        code: Code::NotSupportedYet,
+        pointer: pointer.into(),
+        detail: format!("{what} is not supported yet; leave it out"),
+    }
+}
+
 struct Intake<'c> {
     config: &'c Config,
     body: &'c Bytes,
@@ -431,13 +440,17 @@ impl<'c> Intake<'c> {
         Ok(Logs {
             mode: match logs.mode.as_deref() {
                 None | Some("keep") => LogsMode::Keep,
-                Some("stream") => LogsMode::Stream,
+                Some("stream") => return Err(not_yet("/logs/mode", "`stream`")),
                 Some("none") => LogsMode::None,
                 Some(_) => return Err(wrong("/logs/mode", "must be keep, stream or none")),
             },
             limit_bytes: match logs.limit_bytes {
                 None => most,
-                Some(n) if (1..=most).contains(&n) => n,
+                Some(n) if n == most => n,
+                Some(n) if (1..most).contains(&n) => {
+                    let what = format!("a limit of its own (other than {most})");
+                    return Err(not_yet("/logs/limit_bytes", &what));
+                }
                 Some(_) => {
                     let detail = format!("must be from 1 to {most} (limits.output_bytes_max)");
                     return Err(wrong("/logs/limit_bytes", detail));
@@ -445,7 +458,7 @@ impl<'c> Intake<'c> {
             },
             overflow: match logs.overflow.as_deref() {
                 None | Some("drop") => Overflow::Drop,
-                Some("block") => Overflow::Block,
+                Some("block") => return Err(not_yet("/logs/overflow", "`block`")),
                 Some(_) => return Err(wrong("/logs/overflow", "must be drop or block")),
             },
         })
