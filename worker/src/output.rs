@@ -179,8 +179,12 @@ impl Spool {
         std::mem::take(&mut self.freed)
     }
 
-    /// There will be no more of this attempt.
+    /// There will be no more of this attempt. One that never printed has no output: its report says so, and neither a
+    /// socket nor a sync is spent on it.
     pub(crate) fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
+        if stdout_bytes == 0 && stderr_bytes == 0 {
+            return self.forget(fence);
+        }
         let output = self.outputs.entry(fence).or_default();
         let dropped_bytes = output.dropped_bytes;
         output.end = Some(OutputEnd {
