@@ -1,4 +1,5 @@
 //! The output thread from outside: what pipes send is what readers get, whatever happens in between.
+#![expect(clippy::unwrap_used, reason = "this is a test, helpers and all")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
