@@ -356,6 +356,9 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use hostler_wire::frame::Held;
+    use hostler_wire::{Attempt, JobId};
+
     use super::*;
 
     #[test]
@@ -371,5 +374,70 @@ mod tests {
         assert_eq!(heard, [1, 1, 1, 2, 3, 3, 4]);
         assert_eq!(numbers.frames(session, 5, 1), 8..9);
         assert_eq!(numbers.engine_seq(session, 8), 5);
+    }
+
+    #[test]
+    fn attempts_of_a_start_we_never_made_are_nobodys() {
+        let (ours, theirs) = (Epoch::new(3), Epoch::new(4));
+        let session = SessionId::new(1);
+        let mut starts = Starts::new(&[(ours, [3; 16]), (theirs, [4; 16])]);
+        let fence = |job, epoch| Fence {
+            job: JobId::new(job).unwrap(),
+            epoch,
+            attempt: Attempt::FIRST,
+        };
+        let (known, foreign) = (fence(1, ours), fence(2, theirs));
+        let login = Login {
+            // The database is a restored backup: this number has been given out before, to another start.
+            epochs: vec![(ours, [3; 16]), (theirs, [9; 16])],
+            held: [known, foreign]
+                .map(|fence| Held {
+                    fence,
+                    started: true,
+                })
+                .to_vec(),
+            ..login()
+        };
+        let (join, void) = join(&mut starts, session, login);
+        let nobodys = Fence {
+            epoch: NO_EPOCH,
+            ..foreign
+        };
+        assert_eq!(join.held, [(known, true), (nobodys, true)]);
+        assert_eq!(void, [foreign]);
+        assert_eq!(
+            starts.ours(session, foreign),
+            nobodys,
+            "its reports are stale"
+        );
+        assert_eq!(
+            starts.theirs(session, nobodys, &void),
+            foreign,
+            "it is told to stop"
+        );
+        starts.part(session);
+        assert_eq!(
+            starts.ours(session, foreign),
+            foreign,
+            "another session's word counts for itself"
+        );
+    }
+
+    fn login() -> Login {
+        Login {
+            proof: [0; 32],
+            name: "w".to_owned(),
+            instance: 1,
+            session: None,
+            slots: 1,
+            commands: true,
+            handlers: Vec::new(),
+            queues: Vec::new(),
+            labels: Vec::new(),
+            allocation: String::new(),
+            held: Vec::new(),
+            last_report: 0,
+            epochs: Vec::new(),
+        }
     }
 }
