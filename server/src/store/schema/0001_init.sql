@@ -77,7 +77,9 @@ CREATE TABLE ends (
     stderr_bytes   INTEGER,
     message        TEXT,
     result         BLOB,
-    stderr_tail    BLOB
+    stderr_tail    BLOB,
+    -- Where the attempt's output lives: 0 = the segments beside this file. Other stores of output get other numbers.
+    output_place   INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Ends other than success (10) are rare, and what people look for.
@@ -98,7 +100,8 @@ CREATE TABLE started (
     epoch    INTEGER NOT NULL,
     worker   INTEGER NOT NULL,
     at_us    INTEGER NOT NULL,
-    attempts BLOB NOT NULL
+    attempts BLOB NOT NULL,
+    output_place INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Attempts that ended and did not end their job.
@@ -123,6 +126,7 @@ CREATE TABLE attempts (
     message        TEXT,
     result         BLOB,
     stderr_tail    BLOB,
+    output_place   INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, number, epoch)
 ) STRICT, WITHOUT ROWID;
 
