@@ -1,8 +1,8 @@
 //! What follows once a fact is durable: frames, answers, acknowledgements, the forgetting of ended jobs.
 //!
-//! Facts are numbered as they are emitted and committed in that order, so what follows them waits in one line and leaves in
-//! order (P1, P2, P4). Each consequence is judged again when its time comes: an assignment that was withdrawn meanwhile does
-//! not leave, a cancel that came too late is answered with the end.
+//! Facts are numbered as they are emitted and committed in that order, so what follows them waits in one line and
+//! leaves in order (P1, P2, P4). Each consequence is judged again when its time comes: an assignment that was
+//! withdrawn meanwhile does not leave, a cancel that came too late is answered with the end.
 
 use hostler_wire::{Fence, JobId, JobState, Reason, SessionId, WorkerId, limits};
 
@@ -10,7 +10,7 @@ use crate::effect::{CancelAnswer, Effect, Effects};
 use crate::engine::Engine;
 use crate::event::AskId;
 use crate::fact::Fact;
-use crate::job::Phase;
+use crate::job::{Flag, Phase};
 
 /// What waits for a fact. `at` is a worker's place, `worker` proves that it is still the same one.
 #[derive(Debug)]
@@ -162,7 +162,10 @@ impl Engine {
                 && !held.sent
             {
                 held.sent = true;
-                fences.push(held.fence());
+                let fence = held.fence();
+                fences.push(fence);
+                // The body leaves memory with the frame; another attempt fetches it again.
+                self.jobs.live(fence.job).unset(Flag::Resident);
             }
         }
         if fences.is_empty() {
@@ -183,7 +186,8 @@ impl Engine {
         }
     }
 
-    /// Tells a running attempt to end. If its job has ended meanwhile, the asker hears that instead, once it is committed.
+    /// Tells a running attempt to end. If its job has ended meanwhile, the asker hears that instead, once it is
+    /// committed.
     fn tell(&mut self, fence: Fence, force: bool, ask: Option<AskId>, out: &mut Effects) {
         let Some(job) = self.jobs.get(fence.job) else {
             unreachable!("a job is forgotten after what was emitted before its end");

@@ -36,7 +36,7 @@ pub enum Effect {
         /// Why.
         why: Refusal,
     },
-    /// Send assignments, whose fact is committed.
+    /// Send assignments, whose fact is committed. Their bodies may leave memory: they count as not resident from here on.
     Assign {
         /// To whom.
         session: SessionId,

@@ -1,6 +1,6 @@
-//! `Engine::handle`: the one match over events; each arm calls one method. Here are the methods about jobs as such: how they
-//! come in, what they wait for, how they are seen and forgotten. Attempts, sessions, cancels, commits and the giving out of
-//! work have files of their own.
+//! `Engine::handle`: the one match over events; each arm calls one method. Here are the methods about jobs as such:
+//! how they come in, what they wait for, how they are seen and forgotten. Attempts, sessions, cancels, commits and
+//! the giving out of work have files of their own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -118,6 +118,9 @@ impl Engine {
             Event::Committed { through } => self.on_committed(through, out),
             Event::Joined(join) => self.on_joined(now, *join, out),
             Event::Left { session } => self.on_left(now, session, out),
+            Event::Alive { session } => {
+                self.hear(now, session);
+            }
             Event::Heard {
                 session,
                 assign_seq,
@@ -206,9 +209,15 @@ impl Engine {
         self.jobs.counts().clone()
     }
 
-    /// Attempts assigned and not known to have started or been returned: what a stopping server waits for.
-    pub fn unstarted_count(&self) -> usize {
-        todo!()
+    /// Attempts called back from connected workers that have neither come back nor started: what a stopping server
+    /// waits for.
+    pub fn awaited_count(&self) -> u32 {
+        let connected = self
+            .workers
+            .all
+            .iter()
+            .filter(|(_, worker)| worker.link.is_some());
+        connected.map(|(_, worker)| worker.recalls).sum()
     }
 
     /// Every invariant, slowly. The simulator and the tests call it after each event.

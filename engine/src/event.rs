@@ -50,7 +50,12 @@ pub enum Event {
         /// Which.
         session: SessionId,
     },
-    /// The worker is there (a heartbeat; any frame counts as one and is told apart from its content).
+    /// Bytes came from the worker, though no whole frame yet: it is there.
+    Alive {
+        /// Which session.
+        session: SessionId,
+    },
+    /// The worker's heartbeat. (Whatever else it says shows that it is there, too.)
     Heard {
         /// Which session.
         session: SessionId,
@@ -191,7 +196,7 @@ pub struct RestoredJob {
 }
 
 /// An assignment whose end is not known.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestoredAttempt {
     /// Its fence.
     pub fence: Fence,

@@ -1,8 +1,9 @@
 //! One live job, its phases, and where all of them are kept.
 //!
 //! A record is 28 bytes and lies in a page of 256 consecutive ids; pages lie in folders of 1024. So finding a job costs
-//! three steps, walking them goes in id order, a batch's jobs are neighbours, and an old job that lives on among millions of
-//! finished ones holds one page. What few jobs have (limits, a pending end's askers) is kept beside, not in the record.
+//! three steps, walking them goes in id order, a batch's jobs are neighbours, and an old job that lives on among
+//! millions of finished ones holds one page. What few jobs have (limits, a pending end's askers) is kept beside, not
+//! in the record.
 //!
 //! `Jobs::turn` is the only function that changes a phase, so the counts by state cannot drift.
 

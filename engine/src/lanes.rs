@@ -1,16 +1,16 @@
-//! The lock-free mouth of the engine: one FIFO lane a priority, a bitmap of the lanes that hold something, and the order of
-//! one turn.
+//! The lock-free mouth of the engine: one FIFO lane a priority, a bitmap of the lanes that hold something, and the
+//! order of one turn.
 //!
 //! The rule: a producer pushes, fences, and sets the lane's bit if it is clear; the consumer, on finding a lane empty,
 //! clears its bit, fences, looks again, and sets it back if something came. So a pushed entry is never hidden behind a
-//! clear bit for good, and producers wait neither for each other nor for the consumer. `tests/loom.rs` tries the rule under
-//! every interleaving.
+//! clear bit for good, and producers wait neither for each other nor for the consumer. `tests/loom.rs` tries the rule
+//! under every interleaving.
 //!
 //! The lanes are crossbeam's `SegQueue`. Its push never waits; its pop waits, yielding, while a producer was pre-empted
-//! between claiming a place and writing into it. That is accepted here: an entry is a whole run of jobs, so such a wait is
-//! met once in thousands of jobs if at all, and what is waited for is the very entry that comes next. (crossbeam's and std's
-//! unbounded channels wait in the same way; a bounded `ArrayQueue` would refuse when full, and an accepted job must not be
-//! refused.)
+//! between claiming a place and writing into it. That is accepted here: an entry is a whole run of jobs, so such a
+//! wait is met once in thousands of jobs if at all, and what is waited for is the very entry that comes next.
+//! (crossbeam's and std's unbounded channels wait in the same way; a bounded `ArrayQueue` would refuse when full, and
+//! an accepted job must not be refused.)
 //!
 //! Not here: what a run means (`engine`), waking the consumer (the server's mailbox).
 
@@ -51,7 +51,9 @@ impl<T> Lanes<T> {
 
     /// Whether nothing waits in any lane. Only the consumer may rely on a `true`.
     pub fn is_empty(&self) -> bool {
-        todo!()
+        self.bits
+            .iter()
+            .all(|word| word.load(Ordering::Acquire) == 0)
     }
 
     /// Takes the oldest entry of the highest priority. Only one thread may call it.
@@ -85,8 +87,8 @@ impl<T> Default for Lanes<T> {
     }
 }
 
-/// The order of one turn: the asks are taken first, then the lanes are emptied, then the asks are handled. An entry that was
-/// pushed before an ask was made (a 201 before its DELETE) is therefore always handled before it.
+/// The order of one turn: the asks are taken first, then the lanes are emptied, then the asks are handled. An entry
+/// that was pushed before an ask was made (a 201 before its DELETE) is therefore always handled before it.
 #[derive(Debug)]
 pub struct Turn<A> {
     asks: std::vec::IntoIter<A>,
@@ -111,7 +113,8 @@ impl<A> Turn<A> {
         }
     }
 
-    /// The next thing to handle; none ends the turn. What is pushed after the lanes were found empty is the next turn's.
+    /// The next thing to handle; none ends the turn. What is pushed after the lanes were found empty is the next
+    /// turn's.
     pub fn next<T>(&mut self, lanes: &Lanes<T>) -> Option<Step<T, A>> {
         if !self.lanes_empty {
             if let Some(entry) = lanes.pop() {
@@ -136,9 +139,15 @@ mod sync {
     }
 }
 
-/// What loom can model: its atomics, a queue that is correct by a lock, and two lanes, since each costs a state.
+/// What loom can model: its atomics, two lanes (each costs states), and a queue whose only promise is that an entry
+/// counted in `length` can be taken. An entry may be seen late, as from any queue: what makes it seen in time are the
+/// fences of the rule.
 #[cfg(loom)]
 mod sync {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use loom::sync::atomic::AtomicUsize;
     pub(super) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
     pub(super) const LANES: usize = 2;
@@ -148,22 +157,34 @@ mod sync {
     }
 
     #[derive(Debug)]
-    pub(super) struct Queue<T>(loom::sync::Mutex<std::collections::VecDeque<T>>);
+    pub(super) struct Queue<T> {
+        length: AtomicUsize,
+        /// Never contended: loom runs one thread at a time and switches at its own atomics only.
+        entries: Mutex<VecDeque<T>>,
+    }
 
     impl<T> Queue<T> {
         pub(super) fn new() -> Self {
-            Self(loom::sync::Mutex::new(std::collections::VecDeque::new()))
+            Self {
+                length: AtomicUsize::new(0),
+                entries: Mutex::new(VecDeque::new()),
+            }
         }
 
         pub(super) fn push(&self, entry: T) {
-            self.0
+            self.entries
                 .lock()
                 .expect("no model panics while holding it")
                 .push_back(entry);
+            self.length.fetch_add(1, Ordering::Release);
         }
 
         pub(super) fn pop(&self) -> Option<T> {
-            self.0
+            if self.length.load(Ordering::Acquire) == 0 {
+                return None;
+            }
+            self.length.fetch_sub(1, Ordering::Relaxed);
+            self.entries
                 .lock()
                 .expect("no model panics while holding it")
                 .pop_front()

@@ -1,12 +1,13 @@
 //! Which ready job goes to which worker.
 //!
-//! Workers that serve the same are one profile. A profile keeps its workers in line: those with free slots, the most first
-//! and of equals the one that holds the least; and behind them those that are full and may be given work ahead. A turn takes
-//! the pools that have both a ready job and a worker for it, and gives the best job of all of them to the best worker, until
-//! either side runs out. So a turn costs what it gives out, whatever waits and however many workers stand by.
+//! Workers that serve the same are one profile. A profile keeps its workers in line: those with free slots, the most
+//! first and of equals the one that holds the least; and behind them those that are full and may be given work ahead.
+//! A turn takes the pools that have both a ready job and a worker for it, and gives the best job of all of them to
+//! the best worker, until either side runs out. So a turn costs what it gives out, whatever waits and however many
+//! workers stand by.
 //!
-//! Keeps P5: strict (priority, id) order among jobs that may run; work is given ahead of a free slot only where no fitting
-//! worker has one, and called back when one has.
+//! Keeps P5: strict (priority, id) order among jobs that may run; work is given ahead of a free slot only where no
+//! fitting worker has one, and called back when one has.
 //!
 //! Not here: what an assignment leads to (`attempt`), when its frame leaves (`commit`).
 
@@ -58,6 +59,8 @@ pub(crate) struct Ready {
     eager: BTreeSet<u32>,
     /// Profiles with a worker that holds work ahead.
     ahead: BTreeSet<u32>,
+    /// Profiles whose next job awaits its body.
+    waiting: BTreeSet<u32>,
     /// Workers given something in this turn.
     given: Vec<u32>,
 }
@@ -267,7 +270,8 @@ impl Engine {
         }
     }
 
-    /// The end of a turn: ready jobs to free slots, then work ahead, then what was given ahead back to where a slot is free.
+    /// The end of a turn: ready jobs to free slots, then work ahead, then what was given ahead back to where a slot
+    /// is free.
     pub(crate) fn give_out(&mut self, now: Time, out: &mut Effects) {
         for at in std::mem::take(&mut self.ready.moved) {
             if let Some(worker) = self.workers.all.get_mut(at as usize)
@@ -292,12 +296,16 @@ impl Engine {
             }
             Line::Ahead => return,
         };
+        self.ready.waiting.clear();
         let mut heads = BinaryHeap::new();
         for at in pools {
             heads.extend(self.head(at, now, out));
         }
         while let Some((priority, Reverse(id), pool)) = heads.pop() {
             if self.awaits_body(pool, id, out) {
+                // Whoever could run it waits with it: nothing later goes first, whatever its queue (P5).
+                let waiting = self.queues.pools[pool as usize].profiles.iter();
+                self.ready.waiting.extend(waiting);
                 continue;
             }
             let next = match line {
@@ -309,7 +317,8 @@ impl Engine {
         }
     }
 
-    /// Gives the pool's first jobs to the best worker, for as long as both stay the best. Answers with the pool's next job.
+    /// Gives the pool's first jobs to the best worker, for as long as both stay the best. Answers with the pool's
+    /// next job.
     fn fill_free(
         &mut self,
         pool: u32,
@@ -377,12 +386,13 @@ impl Engine {
         }
     }
 
-    /// The worker with the most free slots of all that serve the pool, other than the one to be avoided if possible; and
-    /// the place in line of the next best.
+    /// The worker with the most free slots of all that serve the pool, other than the one to be avoided if possible;
+    /// and the place in line of the next best.
     fn best_free(&mut self, pool: u32, avoid: u32, now: Time) -> Option<(u32, Option<InLine>)> {
         'again: loop {
             let mut line: Vec<InLine> = Vec::new();
-            for &profile in &self.queues.pools[pool as usize].open {
+            let open = &self.queues.pools[pool as usize].open;
+            for &profile in open.difference(&self.ready.waiting) {
                 for &place in self.ready.profiles[profile as usize].free.iter().take(3) {
                     if self.workers.get(place.2).is_silent(now, self.config.beat) {
                         self.seat(place.2, now);
@@ -404,7 +414,8 @@ impl Engine {
         loop {
             let profiles = &self.queues.pools[pool as usize].profiles;
             let first = |at: &u32| self.ready.profiles[*at as usize].full.first().copied();
-            let (_, best) = profiles.iter().filter_map(first).min()?;
+            let ready = profiles.difference(&self.ready.waiting);
+            let (_, best) = ready.filter_map(first).min()?;
             if !self.workers.get(best).is_silent(now, self.config.beat) {
                 return Some(best);
             }
@@ -470,8 +481,8 @@ impl Engine {
         }
     }
 
-    /// Whether the pool must wait for this job's body; nothing overtakes it within the pool. Asks for the bodies that will be
-    /// wanted next, none of them twice.
+    /// Whether the pool must wait for this job's body. Asks for the bodies that will be wanted next, none of them
+    /// twice.
     fn awaits_body(&mut self, pool_at: u32, head: JobId, out: &mut Effects) -> bool {
         let pool = &self.queues.pools[pool_at as usize];
         let job = *self.jobs.live(head);
@@ -504,8 +515,8 @@ impl Engine {
         !resident
     }
 
-    /// A fitting worker has a free slot and nothing is ready for it, while another holds work ahead: ask for that back, from
-    /// the end, as much as fits.
+    /// A fitting worker has a free slot and nothing is ready for it, while another holds work ahead: ask for that
+    /// back, from the end, as much as fits.
     fn call_back(&mut self, now: Time, out: &mut Effects) {
         for profile in self.ready.ahead.iter().copied().collect::<Vec<_>>() {
             let profile = &self.ready.profiles[profile as usize];

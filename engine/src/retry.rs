@@ -1,7 +1,7 @@
 //! What follows from an attempt's outcome: policy and counters in, verdict and delay out.
 //!
-//! Pure functions. The jitter is a hash of cluster, job and count, so that a replay decides the same and a thousand jobs that
-//! failed together do not come back together (semantics 6, 7).
+//! Pure functions. The jitter is a hash of cluster, job and count, so that a replay decides the same and a thousand
+//! jobs that failed together do not come back together (semantics 6, 7).
 
 use hostler_wire::{JobId, JobState, Outcome, Reason};
 
@@ -36,8 +36,8 @@ pub(crate) struct Spent {
     pub(crate) later: u16,
 }
 
-/// Judges an outcome. A list `on` that names something is exclusive: what it does not match is not retried. With an empty
-/// one, all is retried that `never` does not match. (`on` is looked at first, so a failure in both is retried.)
+/// Judges an outcome. A list `on` that names something is exclusive: what it does not match is not retried. With an
+/// empty one, all is retried that `never` does not match. (`on` is looked at first, so a failure in both is retried.)
 pub(crate) fn judge(policy: &Retry, cluster: &[u8; 16], spent: Spent, outcome: Outcome) -> Verdict {
     let reason = reason(outcome);
     let mut delay = None;

@@ -1,8 +1,9 @@
 //! A worker's coming, silence, going and return.
 //!
-//! A session is a connection; the worker outlives it. One that comes back within the grace keeps what it lists; what it does
-//! not list never reached it, and what it lists and we do not know has ended or been superseded. One that stays silent for
-//! the whole grace is lost: started attempts are charged, the rest is given back (semantics 3, 19, 20, 22).
+//! A session is a connection; the worker outlives it. One that comes back within the grace keeps what it lists; what
+//! it does not list never reached it, and what it lists and we do not know has ended or been superseded. One that
+//! stays silent for the whole grace is lost: started attempts are charged, the rest is given back (semantics 3, 19,
+//! 20, 22).
 
 use std::collections::BTreeSet;
 
@@ -258,7 +259,8 @@ impl Engine {
         }
     }
 
-    /// The worker is gone for good. If it speaks again it is a new one, and what it then reports is stale by its fences.
+    /// The worker is gone for good. If it speaks again it is a new one, and what it then reports is stale by its
+    /// fences.
     fn lose(&mut self, now: Time, at: u32, out: &mut Effects) {
         for place in self.places(at) {
             if self.workers.held[place as usize].sent {
@@ -282,7 +284,8 @@ impl Engine {
         self.pointless(usize::from(worker.alarmed));
     }
 
-    /// A loss is charged to what had started, or to what must not run twice; the rest was merely waiting there (semantics 3).
+    /// A loss is charged to what had started, or to what must not run twice; the rest was merely waiting there
+    /// (semantics 3).
     fn lose_attempt(&mut self, now: Time, place: u32, out: &mut Effects) {
         let held = &self.workers.held[place as usize];
         let worker = self.workers.get(held.worker);

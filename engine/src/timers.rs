@@ -1,7 +1,8 @@
 //! Everything that waits for a moment, in order: one heap on the engine's clock, one on the wall clock.
 //!
-//! An alarm is not taken back: it looks, when it goes off, whether what it was for still waits. Those that became pointless are
-//! counted, and thrown out together once they are the greater part, so that memory follows what really waits.
+//! An alarm is not taken back: it looks, when it goes off, whether what it was for still waits. Those that became
+//! pointless are counted, and thrown out together once they are the greater part, so that memory follows what really
+//! waits.
 //!
 //! A corrected wall clock moves the second heap against the first. What has gone off has left the heap, so a clock that
 //! jumps back never sets anything off again (semantics 23).

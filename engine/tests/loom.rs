@@ -10,9 +10,13 @@ use loom::thread;
 const LOW: Priority = Priority::new(-1);
 const HIGH: Priority = Priority::new(1);
 
-/// Two producers push while the consumer looks a few times; once both are done, what is left must be found.
+/// Two producers push while the consumer looks a few times; once all are done, what is left must be found.
+/// (The consumer has a thread of its own: loom does not interrupt the first one's looks.)
 fn nothing_is_lost(entries: [&'static [(Priority, u32)]; 2], looks: usize) {
-    loom::model(move || {
+    let mut model = loom::model::Builder::new();
+    // Every interleaving with up to three preemptions: a lost entry needs one, and the whole space takes minutes.
+    model.preemption_bound = Some(3);
+    model.check(move || {
         let lanes = Arc::new(Lanes::new());
         let producers = entries.map(|entries| {
             let lanes = lanes.clone();
@@ -22,10 +26,14 @@ fn nothing_is_lost(entries: [&'static [(Priority, u32)]; 2], looks: usize) {
                 }
             })
         });
-        let mut seen: Vec<u32> = (0..looks).filter_map(|_| lanes.pop()).collect();
+        let consumer = {
+            let lanes = lanes.clone();
+            thread::spawn(move || (0..looks).filter_map(|_| lanes.pop()).collect::<Vec<u32>>())
+        };
         for producer in producers {
             producer.join().unwrap();
         }
+        let mut seen = consumer.join().unwrap();
         seen.extend(std::iter::from_fn(|| lanes.pop()));
         assert_eq!(
             seen.len(),

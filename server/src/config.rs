@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where HTTP listens; port 0 = any free one.
     pub listen: SocketAddr,
+    /// Names HTTP answers to beside addresses and `localhost`: the `Host` header must carry one of them.
+    pub allowed_hosts: Vec<String>,
     /// Where workers connect; port 0 = any free one.
     pub worker_listen: SocketAddr,
     /// Database, output, tokens and lock.
@@ -110,6 +112,7 @@ impl Config {
     pub fn new(data_dir: PathBuf) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7440)),
+            allowed_hosts: Vec::new(),
             worker_listen: SocketAddr::from(([127, 0, 0, 1], 7441)),
             data_dir,
             worker_grace: Duration::from_secs(30),
@@ -120,6 +123,23 @@ impl Config {
             allow_commands: true,
             allow_handlers: true,
             limits: Limits::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_page_tells_every_default() {
+        let page = include_str!("../../docs/limits.md");
+        for line in format!("{:#?}", Limits::default()).lines() {
+            let Some((name, value)) = line.trim().trim_end_matches(',').split_once(": ") else {
+                continue;
+            };
+            let row = format!("| `{name}` | `{value}` |");
+            assert!(page.contains(&row), "docs/limits.md has no row {row}");
         }
     }
 }

@@ -20,11 +20,12 @@ use std::sync::Arc;
 use hostler_engine::effect::CancelAnswer;
 use hostler_engine::event::Restore;
 use hostler_engine::{Counts, WallTime};
-use hostler_wire::frame::{Frame, Live, Login};
-use hostler_wire::{JobId, JobState, Priority, Reason, SessionId};
+use hostler_wire::frame::Live;
+use hostler_wire::{JobId, JobState, Priority, Reason};
 use tokio::sync::oneshot;
 
 use crate::mailbox::Sender;
+use crate::net::Arrival;
 use crate::store::reader::Bodies;
 
 /// The language of dispatch's mailbox, but for asks, which have one of their own.
@@ -46,25 +47,8 @@ pub enum Message {
         /// What `Effect::Fetch` asked for.
         bodies: Bodies,
     },
-    /// From the wire thread: a worker has proven who it is.
-    Joined {
-        /// Its session.
-        session: SessionId,
-        /// What it said.
-        login: Box<Login>,
-    },
-    /// From the wire thread: what a worker says, in order.
-    Frames {
-        /// Who.
-        session: SessionId,
-        /// What.
-        frames: Vec<Frame>,
-    },
-    /// From the wire thread: the socket is gone.
-    Left {
-        /// Whose.
-        session: SessionId,
-    },
+    /// From the wire thread.
+    Worker(Arrival),
     /// From the server: no new assignments from now on, unstarted work comes back.
     Stopping {
         /// Told when nothing is in flight any more: no fact uncommitted, nothing unstarted with a worker.

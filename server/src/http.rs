@@ -1,3 +1,464 @@
 //! HTTP: the intake of jobs and the answers about them.
 //!
+//! A few threads, each with a runtime of its own on the same listener, hyper on top. Whatever lies behind an endpoint is
+//! another thread, reached by its mailbox and answered by a oneshot: an endpoint waits, its thread does not. Every
+//! request passes the guard, then shows its access token, then finds its endpoint; every refusal is a problem
+//! (RFC 9457) made in one place. A panic in a request is its 500 and the end of its connection, nothing more.
+//!
+//! Keeps P7: connections, heads, bodies, waits and answers to slow readers are bounded in number, size or time, each
+//! with its clear refusal. And P1's visible half: a 2xx to a submission leaves after the writer's answer.
+//!
 //! Not here: SQL (`store`), scheduling (`engine`), worker sockets (`net`).
+
+mod base64;
+mod body;
+mod conn;
+mod guard;
+mod intake;
+mod jobs;
+mod logs;
+mod ops;
+mod params;
+mod problem;
+mod query;
+mod route;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hostler_wire::Epoch;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::auth::Auth;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::http::body::Body;
+use crate::http::conn::{Conn, Socket};
+use crate::http::problem::{Code, Refusal};
+use crate::metrics::Health;
+use crate::{dispatch, output, store};
+
+/// Most bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most headers.
+const HEADERS_MAX: usize = 100;
+/// How long a reader may leave an answer untouched.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long another thread may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long accepting rests when the process has no descriptors left.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Longest request id taken over from a client.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+/// The request's name, from the client or made here.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What HTTP works with: the other threads' ends, and what the server knows of itself.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Takes submissions and purges.
+    pub writer: store::writer::Handle,
+    /// Records.
+    pub reader: store::reader::Handle,
+    /// Live jobs and workers.
+    pub dispatch: dispatch::Handle,
+    /// What jobs print.
+    pub output: output::Handle,
+    /// Who may.
+    pub auth: Arc<Auth>,
+    /// Whether the server is well.
+    pub health: Arc<Health>,
+    /// The time of day.
+    pub clock: Clock,
+    /// Limits and what is allowed.
+    pub config: Arc<Config>,
+    /// Which cluster this is.
+    pub cluster: [u8; 16],
+    /// Which start of the server.
+    pub epoch: Epoch,
+}
+
+/// The HTTP threads.
+#[derive(Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    stop: watch::Sender<Option<Duration>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Where HTTP listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts nothing more; what is in flight has this long to finish.
+    pub fn stop(&self, within: Duration) {
+        self.stop.send_replace(Some(within));
+    }
+
+    /// Waits for the threads, after `stop`.
+    pub fn join(self) {
+        self.stop.send_if_modified(|stop| {
+            stop.is_none()
+                .then(|| *stop = Some(Duration::ZERO))
+                .is_some()
+        });
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("an HTTP thread panicked");
+            }
+        }
+    }
+}
+
+/// Serves HTTP on that listener with so many threads, at least one.
+pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<Handle> {
+    let address = listener.local_addr()?;
+    listener.set_nonblocking(true)?;
+    let (stop, stopped) = watch::channel(None);
+    let shared = Arc::new(Shared::new(parts)?);
+    let threads = (0..threads.max(1))
+        .map(|number| {
+            // Clones of one socket: with SO_REUSEPORT a second server would share the port in silence.
+            let listener = listener.try_clone()?;
+            let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            std::thread::Builder::new()
+                .name(format!("http-{number}"))
+                .spawn(move || runtime.block_on(accept(listener, shared, stopped)))
+        })
+        .collect::<io::Result<_>>()?;
+    Ok(Handle {
+        address,
+        stop,
+        threads,
+    })
+}
+
+/// What the threads share.
+struct Shared {
+    parts: Parts,
+    routes: route::Routes,
+    http: http1::Builder,
+    /// Open connections of all threads.
+    open: AtomicUsize,
+    /// Connections being told that there are too many.
+    refusing: AtomicUsize,
+    /// Makes request ids: random bits of this start, and a count.
+    id_prefix: u64,
+    ids: AtomicU64,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn new(parts: Parts) -> io::Result<Self> {
+        let limits = &parts.config.limits;
+        let mut http = http1::Builder::new();
+        // Without a timer hyper drops its timeouts in silence. Its header timeout runs between requests too, so it is
+        // the idle timeout; the time from a head's first byte to its last is the socket's to watch.
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(HEAD_BYTES_MAX);
+        let id_prefix = getrandom::u64().map_err(io::Error::other)?;
+        Ok(Self {
+            parts,
+            routes: route::Routes::new(),
+            http,
+            open: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
+            id_prefix,
+            ids: AtomicU64::new(0),
+        })
+    }
+
+    /// The client's name for the request, or a new one.
+    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
+        let theirs = headers.get(X_REQUEST_ID).filter(|id| {
+            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+                && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        });
+        theirs.cloned().unwrap_or_else(|| {
+            let number = self.ids.fetch_add(1, Ordering::Relaxed);
+            let id = format!("{:08x}-{number}", self.id_prefix >> 32);
+            HeaderValue::from_str(&id).expect("hex digits, a dash and digits")
+        })
+    }
+}
+
+/// One thread: accepts until it is told to stop, then waits for its connections.
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<Option<Duration>>,
+) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "HTTP cannot listen"),
+    };
+    let here = Arc::new(Here::default());
+    let stopping = stop.clone();
+    while let Either::Left(accepted) = race(listener.accept(), told(&mut stop)).await {
+        match accepted {
+            Ok((stream, _from)) => {
+                admit(stream, &shared, &here, stopping.clone());
+            }
+            Err(error) => {
+                // Descriptors or memory ran out, or the client has gone already: the next one may do better.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+    drop(listener);
+    let within = stopping.borrow().unwrap_or_default();
+    if tokio::time::timeout(within, here.empty()).await.is_err() {
+        tracing::warn!(
+            open = here.open.load(Ordering::Relaxed),
+            "connections were cut at the end"
+        );
+    }
+}
+
+/// The connections of one thread.
+#[derive(Debug, Default)]
+struct Here {
+    open: AtomicUsize,
+    gone: Notify,
+}
+
+impl Here {
+    async fn empty(&self) {
+        while self.open.load(Ordering::Relaxed) > 0 {
+            self.gone.notified().await;
+        }
+    }
+}
+
+/// A connection's place among the open ones.
+struct Place {
+    shared: Arc<Shared>,
+    here: Arc<Here>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.here.open.fetch_sub(1, Ordering::Relaxed);
+        self.here.gone.notify_one();
+    }
+}
+
+/// Serves a connection, or tells it that there are too many.
+fn admit(
+    stream: TcpStream,
+    shared: &Arc<Shared>,
+    here: &Arc<Here>,
+    stop: watch::Receiver<Option<Duration>>,
+) {
+    let max = shared.parts.config.limits.http_connections_max;
+    if shared.open.fetch_add(1, Ordering::Relaxed) >= max {
+        shared.open.fetch_sub(1, Ordering::Relaxed);
+        return refuse(stream, shared, max);
+    }
+    here.open.fetch_add(1, Ordering::Relaxed);
+    let place = Place {
+        shared: Arc::clone(shared),
+        here: Arc::clone(here),
+    };
+    tokio::spawn(async move {
+        serve(stream, &place.shared, stop).await;
+        drop(place);
+    });
+}
+
+/// A 503 for a connection too many; beyond a few at once they are closed without a word.
+fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
+    const AT_ONCE_MAX: usize = 64;
+    if shared.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
+        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let detail =
+            format!("{max} connections are open (limits.http_connections_max); try again later");
+        let answer = problem::raw(Code::Connections, &detail);
+        // A few hundred bytes always fit into a fresh socket's buffer.
+        if stream.writable().await.is_ok() && stream.try_write(&answer).is_ok() {
+            let limits = &shared.parts.config.limits;
+            let conn = Arc::new(Conn::default());
+            Socket::new(stream, conn, limits.http_header_timeout, WRITE_TIMEOUT)
+                .close_slowly()
+                .await;
+        }
+        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+    });
+}
+
+/// One connection, from its first request to its close.
+async fn serve(
+    stream: TcpStream,
+    shared: &Arc<Shared>,
+    mut stop: watch::Receiver<Option<Duration>>,
+) {
+    // Without it an answer may wait for the acknowledgement of the one before.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let conn = Arc::new(Conn::default());
+    let limits = &shared.parts.config.limits;
+    let socket = Socket::new(
+        stream,
+        Arc::clone(&conn),
+        limits.http_header_timeout,
+        WRITE_TIMEOUT,
+    );
+    let service = service_fn(|request| Box::pin(answer(shared, &conn, request)));
+    let mut http = shared.http.serve_connection(TokioIo::new(socket), service);
+    let ended = {
+        let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
+        race(served, told(&mut stop)).await
+    };
+    if let Either::Right(()) = ended {
+        Pin::new(&mut http).graceful_shutdown();
+        // Whatever it came to, the connection ends.
+        drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
+    }
+    if conn.lingers() {
+        http.into_parts().io.into_inner().close_slowly().await;
+    }
+}
+
+/// One request.
+async fn answer(
+    shared: &Shared,
+    conn: &Arc<Conn>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let busy = conn.begin();
+    let id = shared.request_id(request.headers());
+    let (head, body) = request.into_parts();
+    let outcome = caught(shared.routes.answer(&shared.parts, &head, body)).await;
+    let mut response = outcome.unwrap_or_else(|refusal| {
+        if refusal.close {
+            conn.linger();
+        }
+        refusal.respond(head.uri.path(), id.to_str().unwrap_or_default())
+    });
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        // It may have carried a Content-Length too: hyper then closes, so that nothing that follows is taken for a
+        // request (RFC 9112, 6.1), and the answer must not be lost with what is left unread.
+        conn.linger();
+    }
+    let headers = response.headers_mut();
+    headers.insert(X_REQUEST_ID, id);
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    response.body_mut().hold(busy);
+    Ok(response)
+}
+
+type Outcome = Result<Response<Body>, Box<Refusal>>;
+
+/// Turns a panic into a 500: it is a mistake of ours in one request, and no other one's matter.
+async fn caught(endpoint: impl Future<Output = Outcome>) -> Outcome {
+    let mut endpoint = pin!(endpoint);
+    let caught = std::future::poll_fn(move |cx| {
+        catch_unwind(AssertUnwindSafe(|| endpoint.as_mut().poll(cx))).unwrap_or_else(|_panic| {
+            Poll::Ready(Err(Refusal::new(
+                Code::Internal,
+                "a mistake of the server; its standard error has the place, please report it",
+            )))
+        })
+    });
+    caught.await
+}
+
+/// Another thread's answer, within a time.
+async fn asked<T>(reply: oneshot::Receiver<T>) -> Result<T, Box<Refusal>> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, reply).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // Replies are dropped when the server stops.
+        Ok(Err(_dropped)) => Err(problem::stopping()),
+        Err(_elapsed) => Err(Refusal::new(
+            Code::NoAnswer,
+            format!(
+                "no answer within {} s; the server is overloaded",
+                ANSWER_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+/// When the server was told to stop.
+async fn told(stop: &mut watch::Receiver<Option<Duration>>) {
+    // A handle that was dropped without a word is a stop as well.
+    drop(stop.wait_for(Option::is_some).await);
+}
+
+/// What came first.
+enum Either<A, B> {
+    Left(A),
+    Right(B),
+}
+
+/// Whichever of two is ready first; the other is dropped.
+async fn race<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> Either<A, B> {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    std::future::poll_fn(move |cx: &mut Context<'_>| {
+        if let Poll::Ready(a) = a.as_mut().poll(cx) {
+            return Poll::Ready(Either::Left(a));
+        }
+        b.as_mut().poll(cx).map(Either::Right)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_an_endpoint_is_its_own_500() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let outcome = runtime.block_on(caught(async { panic!("a mistake") }));
+        let refusal = outcome.unwrap_err();
+        assert_eq!(refusal.code, Code::Internal);
+        assert!(refusal.close);
+    }
+}

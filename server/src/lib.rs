@@ -17,3 +17,4 @@ pub mod server;
 pub mod store;
 
 pub use config::Config;
+pub use server::{Server, ServerError, StartError, Stopper};

@@ -7,7 +7,7 @@
 //!
 //! Not here: bounds. Whoever lets something in from outside (HTTP, workers) counts what is in flight and refuses more.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 #[cfg(loom)]
@@ -29,8 +29,8 @@ type Queue<T> = looming::Queue<T>;
 /// How a sleeping receiver is woken.
 #[derive(Debug)]
 enum Bell {
-    /// It parks its thread.
-    Thread(Thread),
+    /// It parks its thread, which is known once it has done so; before, nobody needs to wake it.
+    Thread(OnceLock<Thread>),
     /// It polls sockets.
     #[cfg(not(loom))]
     Poll(mio::Waker),
@@ -44,16 +44,11 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// For the calling thread, which will sleep by [`Receiver::park`] or [`Wake::sleep`].
-    pub fn this_thread() -> Arc<Self> {
-        Self::for_thread(thread::current())
-    }
-
-    /// For another thread, which will sleep by [`Wake::sleep`].
-    pub fn for_thread(thread: Thread) -> Arc<Self> {
+    /// For a thread that sleeps by [`Receiver::park`] or [`Wake::sleep`]: the one that does so first.
+    pub fn parking() -> Arc<Self> {
         Arc::new(Self {
             sleeping: AtomicBool::new(false),
-            bell: Bell::Thread(thread),
+            bell: Bell::Thread(OnceLock::new()),
         })
     }
 
@@ -71,7 +66,11 @@ impl Wake {
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::SeqCst) {
             match &self.bell {
-                Bell::Thread(thread) => thread.unpark(),
+                Bell::Thread(sleeper) => {
+                    if let Some(thread) = sleeper.get() {
+                        thread.unpark();
+                    }
+                }
                 #[cfg(not(loom))]
                 Bell::Poll(waker) => {
                     // An eventfd write fails only if the counter is full: then the poll wakes anyway.
@@ -84,7 +83,8 @@ impl Wake {
     /// Says that the receiver will sleep. It must look at all its mailboxes once more after this, and sleep only if
     /// they are empty.
     pub fn about_to_sleep(&self) {
-        self.sleeping.store(true, Ordering::SeqCst);
+        // A swap, not a store: it is ordered after the senders' swaps before it. (The model finds the difference.)
+        self.sleeping.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
@@ -96,6 +96,14 @@ impl Wake {
     /// Parks the calling thread until it is woken or the time is over, unless `idle` finds something to do. May return
     /// early for no reason.
     pub fn sleep(&self, timeout: Option<Duration>, idle: impl FnOnce() -> bool) {
+        if let Bell::Thread(sleeper) = &self.bell {
+            let sleeper = sleeper.get_or_init(thread::current);
+            debug_assert_eq!(
+                sleeper.id(),
+                thread::current().id(),
+                "one thread sleeps here"
+            );
+        }
         self.about_to_sleep();
         if idle() {
             match timeout {
@@ -211,29 +219,44 @@ impl Drop for AbortOnPanic {
 
 #[cfg(loom)]
 mod looming {
-    //! Loom cannot look into crossbeam's queue; what is modelled is the rule of sleeping and waking around a queue.
+    //! Loom cannot look into crossbeam's queue; what is modelled is the rule of sleeping and waking around a queue whose
+    //! emptiness is read from one atomic number, as stale as the memory model allows. The entries lie behind a lock that
+    //! loom does not see: it would take a thread blocked in a lock for one that is parked.
     use std::collections::VecDeque;
+    use std::sync::Mutex;
 
-    use loom::sync::Mutex;
+    use loom::sync::atomic::{AtomicUsize, Ordering};
 
     #[derive(Debug)]
-    pub(super) struct Queue<T>(Mutex<VecDeque<T>>);
+    pub(super) struct Queue<T> {
+        entries: Mutex<VecDeque<T>>,
+        len: AtomicUsize,
+    }
 
     impl<T> Queue<T> {
         pub(super) fn new() -> Self {
-            Self(Mutex::new(VecDeque::new()))
+            Self {
+                entries: Mutex::new(VecDeque::new()),
+                len: AtomicUsize::new(0),
+            }
         }
 
-        pub(super) fn push(&self, item: T) {
-            self.0.lock().unwrap().push_back(item);
+        pub(super) fn push(&self, entry: T) {
+            self.entries.lock().unwrap().push_back(entry);
+            self.len.fetch_add(1, Ordering::Release);
         }
 
         pub(super) fn pop(&self) -> Option<T> {
-            self.0.lock().unwrap().pop_front()
+            if self.is_empty() {
+                return None;
+            }
+            let entry = self.entries.lock().unwrap().pop_front();
+            self.len.fetch_sub(1, Ordering::Relaxed);
+            entry
         }
 
         pub(super) fn is_empty(&self) -> bool {
-            self.0.lock().unwrap().is_empty()
+            self.len.load(Ordering::Acquire) == 0
         }
     }
 }

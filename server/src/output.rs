@@ -1,16 +1,173 @@
 //! The output thread: what jobs print, in segments of its own files, so that output never slows state.
 //!
+//! Pieces come from the wire thread by pipe, are appended to the segment being written, and are acknowledged after its
+//! sync (semantics 26). They are read back by job, attempt and place, also while they come.
+//!
+//! A write that fails is not acknowledged: workers keep the output, health shows the trouble, jobs go on.
+//!
 //! Not here: sockets (`net`), HTTP's forms of it (`http/logs.rs`).
 
-use bytes::Bytes;
+mod index;
+mod log;
+mod page;
+mod record;
+mod segment;
+mod segments;
+mod thread;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
 use hostler_wire::frame::{Frame, OutputEnd, Stream};
 use hostler_wire::{Epoch, JobId};
 use tokio::sync::oneshot;
 
-use crate::mailbox::Sender;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::mailbox::{Sender, Wake, mailbox};
+use crate::metrics::Counter;
+
+/// Where an attempt's output lives, as the number stored with the attempt: in this server's segments. Other storages
+/// will have other numbers.
+pub const LOCAL_SEGMENTS: u32 = 0;
+
+/// Most bytes of one page, whatever was asked for: so a reader never holds up writing for long.
+pub const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Most readers waiting for something new at a time.
+pub const WAITING_READERS_MAX: usize = 16_384;
 
 /// One output socket's number.
 pub type PipeId = u64;
+
+/// How output is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the segments are.
+    pub dir: PathBuf,
+    /// Most bytes of one attempt (semantics 25).
+    pub output_bytes_max: u64,
+    /// A segment is sealed at this size.
+    pub segment_bytes: u64,
+    /// Sealed segments older than this go.
+    pub keep: Duration,
+    /// The oldest sealed segments go when there is more than this.
+    pub total_bytes_max: u64,
+}
+
+impl Options {
+    /// As configured. Segments hold output of successes and failures alike, so whole segments are kept for the longer
+    /// of the two times of semantics 30.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            dir: config.data_dir.join("output"),
+            output_bytes_max: config.limits.output_bytes_max,
+            segment_bytes: 64 << 20,
+            keep: Duration::from_secs(30 * 24 * 3_600),
+            total_bytes_max: 64 << 30,
+        }
+    }
+}
+
+/// What the output thread says to the wire thread.
+#[derive(Debug)]
+pub enum Answer {
+    /// Encoded `OutputAck` frames: all of it is on disk.
+    Acks {
+        /// For which pipe.
+        pipe: PipeId,
+        /// The frames.
+        bytes: BytesMut,
+    },
+    /// So many bytes of `Output::Frames` no longer wait.
+    Taken {
+        /// Of which pipe.
+        pipe: PipeId,
+        /// As they were counted.
+        bytes: usize,
+    },
+    /// Something of this pipe was not taken in: close it, so that its worker sends again what is not acknowledged.
+    Refuse {
+        /// Which.
+        pipe: PipeId,
+    },
+}
+
+/// How the output thread reaches the wire thread. Leaves nothing behind in the vector.
+pub type Answers = Box<dyn FnMut(&mut Vec<Answer>) + Send>;
+
+/// What others may see of the output thread at any time.
+#[derive(Debug, Default)]
+pub struct Status {
+    /// Bytes appended since the start, records' heads included.
+    pub appended_bytes: Counter,
+    /// Bytes in all segments.
+    pub stored_bytes: Counter,
+    /// Batches that could not be stored.
+    pub failures: Counter,
+    /// Segments deleted for age or size.
+    pub retired_segments: Counter,
+    /// Locked for a string's copy only.
+    trouble: Mutex<Option<String>>,
+    /// Damage found at the start, in words.
+    damage: Mutex<Vec<String>>,
+}
+
+impl Status {
+    /// Why output cannot be stored at the moment, if it cannot.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Segments found damaged at the start, in words.
+    pub fn damage(&self) -> Vec<String> {
+        let damage = self.damage.lock();
+        damage.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        let mut place = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = trouble;
+    }
+}
+
+/// Opens the store of output and starts its thread.
+pub fn spawn(
+    options: Options,
+    clock: Clock,
+    answers: Answers,
+) -> io::Result<(Handle, JoinHandle<()>)> {
+    let status = Arc::new(Status::default());
+    let segments = segments::Segments::open(options, clock.wall().millis())?;
+    *status.damage.lock().unwrap_or_else(PoisonError::into_inner) = segments.damage().to_vec();
+    status.stored_bytes.set(segments.stored_bytes());
+
+    let (sender, inbox) = mailbox(&Wake::parking());
+    let shared = Arc::clone(&status);
+    let thread = std::thread::Builder::new()
+        .name("output".into())
+        .spawn(move || {
+            let _abort = AbortOnPanic;
+            thread::Thread::new(segments, inbox, answers, clock, shared).run();
+        })?;
+    Ok((Handle { sender, status }, thread))
+}
+
+/// A bug in here ends the process: a silent thread would hold up all output for ever.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
 
 /// The language of the output thread's mailbox.
 #[derive(Debug)]
@@ -65,9 +222,10 @@ pub struct Read {
     pub stream: Option<Stream>,
     /// From this byte of the selected stream (of both together, as stored, if none is selected).
     pub from: u64,
-    /// Most bytes.
+    /// Most bytes; a page has no more than [`PAGE_BYTES_MAX`].
     pub max: usize,
-    /// If there is nothing yet, wait for something: a piece, the end, or a new attempt. The caller gives up by dropping.
+    /// If there is nothing yet, wait for something: a piece, the end, or a new attempt (the page is empty then). The
+    /// caller gives up by dropping.
     pub wait: bool,
 }
 
@@ -80,7 +238,7 @@ pub struct Page {
     pub pieces: Vec<Piece>,
     /// Where the next page begins.
     pub next: u64,
-    /// Bytes of the selection stored so far.
+    /// Where the selection ends so far, in the count of `from` and `next`: there is more while `next` is below it.
     pub stored: u64,
     /// The attempt's output is complete: nothing will be added.
     pub ended: Option<OutputEnd>,
@@ -125,16 +283,35 @@ pub enum ReadError {
     Corrupt(String),
 }
 
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::InvalidData {
+            Self::Corrupt(error.to_string())
+        } else {
+            Self::Io(error.to_string())
+        }
+    }
+}
+
 /// The other threads' end of the output thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: Sender<Output>,
+    status: Arc<Status>,
 }
 
 impl Handle {
     /// A handle on that mailbox.
     pub fn new(sender: Sender<Output>) -> Self {
-        Self { sender }
+        Self {
+            sender,
+            status: Arc::default(),
+        }
+    }
+
+    /// What may be seen without asking.
+    pub fn status(&self) -> &Status {
+        &self.status
     }
 
     /// Frames of a pipe.

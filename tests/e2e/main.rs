@@ -1,1 +1,19 @@
+//! End to end: the real binary, real sockets, real processes, `kill -9`. One test binary; each test starts a server of
+//! its own, so they may run side by side.
+//!
+//! Every test is a sentence of the contract. Sizes are such that all of them together take a few minutes;
+//! `HOSTLER_TESTS_FULL=1` runs them at the figures the project promises. The binary is found by `HOSTLER_BIN`, else
+//! beside this one.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is missing where a test looks for it fails the test"
+)]
 
+mod cancel;
+mod cli;
+mod crash;
+mod intruders;
+mod limits;
+mod output;
+mod probe;
+mod submit;

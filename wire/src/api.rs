@@ -16,7 +16,7 @@ mod text;
 pub use fields::nearest;
 pub use job::{
     Accepted, AcceptedBatch, AttemptView, CommandRequest, JobList, JobRequest, JobView, Links,
-    Live, LogsRequest, RetryRequest, RuleRequest, UsageView,
+    Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
 };
 pub use problem::{FieldError, Problem, ShapeError};
 pub use query::{Health, LogEnd, LogPiece, Stats, Version, WorkerList, WorkerView};

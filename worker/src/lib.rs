@@ -1,1 +1,24 @@
+//! Runs Hostler's jobs: commands and named handlers.
+//!
+//! A program that brings its own handlers builds a [`Worker`]; the command line runs a plain [`Config`] with [`run`].
+//! Beneath both lies the [`session`], a state machine without I/O that keeps what is owed to the server, and a loop
+//! round it that has the sockets and the processes.
+#![warn(missing_docs)]
 
+mod child;
+mod clock;
+mod handlers;
+mod link;
+mod output;
+mod pipe;
+pub mod session;
+mod spawn;
+mod usage;
+mod worker;
+
+pub use clock::{Span, Time};
+pub use handlers::{Handler, HandlerError, Job};
+pub use hostler_wire::token::Token;
+pub use output::SpoolLimits;
+pub use session::Exit;
+pub use worker::{Config, Stopper, Worker, WorkerError, run};

@@ -1,15 +1,16 @@
 //! The low-water mark: keeps a restart from reading history.
 //!
 //! It is a pair. Of jobs with ids up to `id`, those that have not ended are in `carried` with their counters; rows of
-//! `assigned` and `started` with numbers up to `seq` are not needed any more, because what they say of living jobs up to the
-//! mark has been folded into `carried`. So at any time
+//! `assigned` and `started` with numbers up to `seq` are not needed any more, because what they say of living jobs up
+//! to the mark has been folded into `carried`. So at any time
 //!
 //! ```text
 //! history of a job up to the mark = its carried row            + shares after seq
 //! history of a job above it       = its attempts and marks rows + shares after seq
 //! ```
 //!
-//! The mark moves once the finished jobs above it outnumber 64 Ki + the living ones, in steps that a commit can wait for.
+//! The mark moves once the finished jobs above it outnumber 64 Ki + the living ones, in steps that a commit can wait
+//! for.
 //!
 //! Keeps P1 and P2 over restarts: recovery gives the same before and after a move (tested).
 
@@ -87,8 +88,8 @@ impl Mark {
         }
     }
 
-    /// Within a commit, before the ends' rows: keeps the carried rows of the jobs it tells of true. Shares need nothing,
-    /// they lie after the mark.
+    /// Within a commit, before the ends' rows: keeps the carried rows of the jobs it tells of true. Shares need
+    /// nothing, they lie after the mark.
     pub(super) fn keep_up(&self, db: &Connection, rows: &Rows<'_>) -> Result<(), Fault> {
         for again in &rows.attempts {
             let (job, number) = (again.fence.job.raw(), again.fence.attempt.raw());

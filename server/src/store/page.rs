@@ -1,10 +1,11 @@
 //! Which candidates a list query wants, and how far one page looks for them: shared by the stores.
 //!
 //! A page is served by an index (rare ends by state) or by a walk over ids that looks at no more than a fixed number of
-//! jobs and then says where to go on, so that no query of anybody reads millions of rows. An index on queue or name would
-//! cost every job 0.5–0.7 µs of the writer's time.
+//! jobs and then says where to go on, so that no query of anybody reads millions of rows. An index on queue or name
+//! would cost every job 0.5–0.7 µs of the writer's time.
 //!
-//! Ids are given out in the order of time, so a time bound cuts the walk short, with a margin for clocks that were set back.
+//! Ids are given out in the order of time, so a time bound cuts the walk short, with a margin for clocks that were
+//! set back.
 
 use hostler_wire::{JobId, JobState};
 

@@ -5,8 +5,8 @@
 //! before it is answered, and NORMAL else; it is switched between transactions.
 //!
 //! Keeps P1 and P2 (after `commit` it is there), and the guards of two servers: the lock file (`lock`), and, should
-//! somebody remove that, the epoch, checked in each transaction. What SQLite rolled back for want of space is `Refused`;
-//! after any other failure nobody knows what the disk holds, and the store takes nothing more.
+//! somebody remove that, the epoch, checked in each transaction. What SQLite rolled back for want of space is
+//! `Refused`; after any other failure nobody knows what the disk holds, and the store takes nothing more.
 //!
 //! Not here: reading for people (`read`), recovery (`load`), the mark (`mark`), retention (`retention`).
 
@@ -360,8 +360,8 @@ fn begin(db: &Connection, epoch: Epoch) -> Result<(), Fault> {
     }
 }
 
-/// Whether no transaction is open any more. SQLite rolls back by itself on some errors, and a second ROLLBACK would hide
-/// the first error behind its own.
+/// Whether no transaction is open any more. SQLite rolls back by itself on some errors, and a second ROLLBACK would
+/// hide the first error behind its own.
 fn roll_back(db: &Connection) -> bool {
     db.is_autocommit() || (db.execute_batch("ROLLBACK").is_ok() && db.is_autocommit())
 }
@@ -387,8 +387,8 @@ fn insert_jobs(db: &Connection, stamp: &Stamp, batches: &[Batch]) -> Result<(), 
     Ok(())
 }
 
-/// The two statements of a job's row, for plain jobs and for those with a name, a time or the like. Bindings outlive a step,
-/// so what all jobs of a batch have in common is bound once: binding was 6 % of the writer's time.
+/// The two statements of a job's row, for plain jobs and for those with a name, a time or the like. Bindings outlive
+/// a step, so what all jobs of a batch have in common is bound once: binding was 6 % of the writer's time.
 struct JobInsert<'a> {
     plain: rusqlite::CachedStatement<'a>,
     full: rusqlite::CachedStatement<'a>,
@@ -674,8 +674,8 @@ fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory) => {
             StoreErrorKind::Io
         }
-        // Whatever else a statement of ours can meet (a doubled key, a value of another type, a missing table) says that
-        // the file is not what we wrote.
+        // Whatever else a statement of ours can meet (a doubled key, a value of another type, a missing table) says
+        // that the file is not what we wrote.
         _ => StoreErrorKind::Corrupt,
     }
 }

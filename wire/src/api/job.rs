@@ -375,6 +375,14 @@ impl<'de> Deserialize<'de> for RuleRequest<'de> {
     }
 }
 
+/// The short form has no field of its own to blame: a mode that is none is wrong as `/logs`.
+fn known_mode<E: de::Error>(mode: &str) -> Result<&str, E> {
+    match mode {
+        "keep" | "stream" | "none" => Ok(mode),
+        _ => Err(E::custom("must be keep, stream or none")),
+    }
+}
+
 impl<'de> Deserialize<'de> for LogsRequest<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visit;
@@ -385,16 +393,16 @@ impl<'de> Deserialize<'de> for LogsRequest<'de> {
                 f.write_str("keep, stream or none, or an object with mode, limit_bytes, overflow")
             }
 
-            fn visit_borrowed_str<E>(self, mode: &'de str) -> Result<Self::Value, E> {
+            fn visit_borrowed_str<E: de::Error>(self, mode: &'de str) -> Result<Self::Value, E> {
                 Ok(LogsRequest {
-                    mode: Some(Cow::Borrowed(mode)),
+                    mode: Some(Cow::Borrowed(known_mode(mode)?)),
                     ..LogsRequest::default()
                 })
             }
 
-            fn visit_str<E>(self, mode: &str) -> Result<Self::Value, E> {
+            fn visit_str<E: de::Error>(self, mode: &str) -> Result<Self::Value, E> {
                 Ok(LogsRequest {
-                    mode: Some(Cow::Owned(mode.to_owned())),
+                    mode: Some(Cow::Owned(known_mode(mode)?.to_owned())),
                     ..LogsRequest::default()
                 })
             }
@@ -615,6 +623,35 @@ pub struct AcceptedBatch {
     pub first_id: JobId,
     /// How many.
     pub count: u32,
+}
+
+/// The answer to a cancel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateView {
+    /// Which.
+    #[serde(with = "text::id")]
+    pub id: JobId,
+    /// `cancelled`, or `cancelling` if it runs.
+    #[serde(with = "text::state")]
+    pub state: JobState,
+    /// Who has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Whether that worker can hear of it now; otherwise when it is back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_connected: Option<bool>,
+}
+
+impl StateView {
+    /// A job in that state, on no worker.
+    pub fn new(id: JobId, state: JobState) -> Self {
+        Self {
+            id,
+            state,
+            worker: None,
+            worker_connected: None,
+        }
+    }
 }
 
 /// `GET /jobs`.

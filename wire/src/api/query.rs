@@ -95,7 +95,7 @@ pub struct LogPiece<'a> {
     pub data_b64: Option<Cow<'a, str>>,
 }
 
-/// The last event of a followed output, and the last line (as `{"end":…}`) of its ndjson form.
+/// The last event of an output, and the last line (as `{"end":…}`) of a followed one in its ndjson form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEnd {
     /// Whose.

@@ -1,0 +1,54 @@
+//! What a process costs at least: start `/bin/true`, read its output to the end, wait for it; two at a time.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::clock::Moment;
+
+/// Runs so many, `in_flight` at a time, and tells how long that took.
+pub fn bare_loop(count: usize, in_flight: usize) -> Result<Duration> {
+    let begun = Moment::now();
+    let mut running = std::collections::VecDeque::with_capacity(in_flight);
+    for _ in 0..count {
+        if running.len() == in_flight {
+            finish(running.pop_front().expect("its length was just looked at"))?;
+        }
+        let child = Command::new("/bin/true")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start /bin/true")?;
+        running.push_back(child);
+    }
+    for child in running {
+        finish(child)?;
+    }
+    Ok(begun.elapsed())
+}
+
+fn finish(mut child: Child) -> Result<()> {
+    let mut output = Vec::new();
+    for pipe in [
+        child
+            .stdout
+            .take()
+            .map(|pipe| Box::new(pipe) as Box<dyn Read>),
+        child
+            .stderr
+            .take()
+            .map(|pipe| Box::new(pipe) as Box<dyn Read>),
+    ] {
+        pipe.context("a child without pipes")?
+            .read_to_end(&mut output)?;
+    }
+    let status = child.wait()?;
+    ensure!(
+        status.success() && output.is_empty(),
+        "/bin/true ended with {status}"
+    );
+    Ok(())
+}

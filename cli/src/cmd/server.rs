@@ -1,0 +1,276 @@
+//! `server`: runs the server until it is told to stop.
+//!
+//! TERM or INT stops it in good order, a second one now: what is on disk is the truth, and the next start goes on
+//! from there.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hostler_server::Config;
+use hostler_server::config::Durability;
+use hostler_server::server::{Server, StartError};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::duration;
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::settings::{self, Global, ServerFile, Settings};
+use crate::signals;
+use crate::trace::{self, TraceArgs, TraceFormat};
+
+/// Run the server
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The first start writes admin.token and worker.token into the data directory.
+TERM or INT: stop in good order; running jobs stay with their workers. A second one: now.
+
+Examples:
+  hostler server --data-dir /var/lib/hostler
+  hostler server --listen 0.0.0.0:7440 --worker-listen 0.0.0.0:7441")]
+pub(crate) struct Args {
+    /// Where HTTP listens; port 0 takes a free one [default: 127.0.0.1:7440]
+    #[arg(long, value_name = "ADDR", env = "HOSTLER_LISTEN", hide_env = true, value_parser = socket)]
+    listen: Option<SocketAddr>,
+
+    /// Where workers connect; port 0 takes a free one [default: 127.0.0.1:7441]
+    #[arg(long, value_name = "ADDR", env = "HOSTLER_WORKER_LISTEN", hide_env = true, value_parser = socket)]
+    worker_listen: Option<SocketAddr>,
+
+    /// Database, output, tokens [default: $STATE_DIRECTORY, $XDG_STATE_HOME/hostler or ~/.local/state/hostler]
+    #[arg(long, value_name = "DIR", env = "HOSTLER_DATA_DIR", hide_env = true)]
+    data_dir: Option<PathBuf>,
+
+    /// Names HTTP answers to, beside addresses and localhost
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    allowed_hosts: Vec<String>,
+
+    /// How long a silent worker keeps its work [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    worker_grace: Option<Duration>,
+
+    /// How long a state answer waits for the worker's word [default: 250ms]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    probe_timeout: Option<Duration>,
+
+    /// How long a stop waits for what is in flight [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    drain_timeout: Option<Duration>,
+
+    /// What accepted means: fsync (on disk) or os (survives a kill, not a power cut) [default: fsync]
+    #[arg(long, value_name = "WHAT", value_parser = durability)]
+    durability: Option<Durability>,
+
+    /// No access tokens on HTTP; on a loopback address only
+    #[arg(long)]
+    no_auth: bool,
+
+    /// Types of job accepted: commands, handlers [default: both]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = ["commands", "handlers"],
+          hide_possible_values = true)]
+    allow: Vec<String>,
+
+    #[command(flatten)]
+    trace: TraceArgs,
+}
+
+/// Runs it.
+pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let settings = Settings::merge(global)?;
+    let file = &settings.file.server;
+    start_trace(
+        &args.trace,
+        &file.log_level,
+        &file.log_format,
+        settings.verbose,
+    )?;
+    let config = config(&args, file)?;
+    let data_dir = config.data_dir.clone();
+    let server = Server::start(config).map_err(|error| start_failure(&error))?;
+    output::note(format_args!(
+        "hostler {} server — HTTP http://{}, workers {}.  Data: {}",
+        env!("CARGO_PKG_VERSION"),
+        server.http_addr(),
+        server.worker_addr(),
+        data_dir.display()
+    ));
+    let stopper = server.stopper();
+    signals::each(move |signal, before| {
+        if before > 0 {
+            output::note("stopping now");
+            std::process::exit(Exit::Signal(signal).code().into());
+        }
+        output::note("stopping; once more: now");
+        stopper.stop();
+    })?;
+    server
+        .wait()
+        .map_err(|error| Failure::new(Exit::Unsuccessful, error.to_string()))?;
+    Ok(Exit::Done)
+}
+
+/// A start that failed, as the user sees it.
+pub(crate) fn start_failure(error: &StartError) -> Failure {
+    Failure::new(
+        Exit::Unsuccessful,
+        format!("the server cannot start: {error}"),
+    )
+}
+
+fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
+    let said = args.data_dir.as_deref().or(file.data_dir.as_deref());
+    let mut config = Config::new(settings::data_dir(said)?);
+    let from = |name: &str, error: String| {
+        Failure::usage(format!("server.{name} in the configuration: {error}"))
+    };
+    let pick = |name: &str, flag: Option<Duration>, text: &Option<String>, default: Duration| match (
+        flag, text,
+    ) {
+        (Some(value), _) => Ok(value),
+        (None, Some(text)) => duration::parse(text).map_err(|error| from(name, error)),
+        (None, None) => Ok(default),
+    };
+    config.worker_grace = pick(
+        "worker_grace",
+        args.worker_grace,
+        &file.worker_grace,
+        config.worker_grace,
+    )?;
+    config.probe_timeout = pick(
+        "probe_timeout",
+        args.probe_timeout,
+        &file.probe_timeout,
+        config.probe_timeout,
+    )?;
+    config.drain_timeout = pick(
+        "drain_timeout",
+        args.drain_timeout,
+        &file.drain_timeout,
+        config.drain_timeout,
+    )?;
+    if let Some(address) = args.listen {
+        config.listen = address;
+    } else if let Some(text) = &file.listen {
+        config.listen = socket(text).map_err(|error| from("listen", error))?;
+    }
+    if let Some(address) = args.worker_listen {
+        config.worker_listen = address;
+    } else if let Some(text) = &file.worker_listen {
+        config.worker_listen = socket(text).map_err(|error| from("worker_listen", error))?;
+    }
+    if let Some(chosen) = args.durability {
+        config.durability = chosen;
+    } else if let Some(text) = &file.durability {
+        config.durability = durability(text).map_err(|error| from("durability", error))?;
+    }
+    if args.no_auth && !config.listen.ip().is_loopback() {
+        return Err(Failure::usage(format!(
+            "--no-auth is for loopback addresses only, and {} is none",
+            config.listen
+        ))
+        .hint("leave --no-auth out, or listen on 127.0.0.1"));
+    }
+    config.no_auth = args.no_auth;
+    config.allowed_hosts = args.allowed_hosts.clone();
+    if !args.allow.is_empty() {
+        config.allow_commands = args.allow.iter().any(|kind| kind == "commands");
+        config.allow_handlers = args.allow.iter().any(|kind| kind == "handlers");
+    }
+    Ok(config)
+}
+
+/// Starts the trace as flags and file say.
+pub(crate) fn start_trace(
+    args: &TraceArgs,
+    level: &Option<String>,
+    format: &Option<String>,
+    verbose: u8,
+) -> Result<(), Failure> {
+    let wrong =
+        |what: &str| Failure::usage(format!("{what} in the configuration has no such value"));
+    let level = match (args.log_level, level) {
+        (Some(level), _) => level,
+        (None, Some(text)) => text.parse().or(Err(wrong("log_level")))?,
+        (None, None) => match verbose {
+            0 => LevelFilter::INFO,
+            1 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        },
+    };
+    let format = match (args.log_format, format) {
+        (Some(format), _) => format,
+        (None, Some(text)) => {
+            clap::ValueEnum::from_str(text, false).or(Err(wrong("log_format")))?
+        }
+        (None, None) => TraceFormat::Auto,
+    };
+    trace::start(level, format);
+    Ok(())
+}
+
+/// An address to listen on: `127.0.0.1:7440`, `[::1]:0`, `localhost:7440`.
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || format!("\"{text}\" is no address to listen on: write 127.0.0.1:7440");
+    text.to_socket_addrs()
+        .or(Err(wrong()))?
+        .next()
+        .ok_or_else(wrong)
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "fsync" => Ok(Durability::Fsync),
+        "os" => Ok(Durability::Os),
+        _ => Err(format!("\"{text}\": durability is fsync or os")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(flags: &[&str]) -> Args {
+        let flags = [&["x", "--data-dir", "/d"], flags].concat();
+        Flags::try_parse_from(flags).unwrap().args
+    }
+
+    #[test]
+    fn flags_and_file_become_the_servers_configuration() {
+        let file = ServerFile {
+            listen: Some("127.0.0.1:1".into()),
+            worker_grace: Some("5s".into()),
+            probe_timeout: Some("1s".into()),
+            ..ServerFile::default()
+        };
+        let flags = [
+            "--listen",
+            "127.0.0.1:2",
+            "--worker-grace",
+            "7s",
+            "--allow",
+            "handlers",
+        ];
+        let config = config(&args(&flags), &file).unwrap();
+        assert_eq!(config.listen.port(), 2);
+        assert_eq!(config.worker_grace, Duration::from_secs(7));
+        assert_eq!(config.probe_timeout, Duration::from_secs(1));
+        assert!(!config.allow_commands && config.allow_handlers);
+    }
+
+    #[test]
+    fn no_tokens_are_for_loopback_only() {
+        let open = args(&["--no-auth", "--listen", "0.0.0.0:1"]);
+        let failure = config(&open, &ServerFile::default()).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+        let closed = args(&["--no-auth", "--listen", "127.0.0.1:1"]);
+        assert!(config(&closed, &ServerFile::default()).unwrap().no_auth);
+    }
+}

@@ -1,0 +1,232 @@
+//! `worker`: runs a worker until it is told to stop, or has nothing to do.
+
+use std::io::{self, Read};
+use std::num::NonZero;
+use std::thread;
+use std::time::Duration;
+
+use hostler_worker::{Exit as End, Stopper, Worker, WorkerError};
+
+use crate::cmd::server::start_trace;
+use crate::cmd::spec::pair;
+use crate::duration;
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::settings::{self, Global, Settings, WorkerFile};
+use crate::trace::TraceArgs;
+
+/// Where a server's worker port is if nobody says.
+const SERVER: &str = "127.0.0.1:7441";
+
+/// Run a worker
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+TERM or INT: take nothing more, give back what has not started, wait for the rest. A second one: now.
+
+Examples:
+  hostler worker --slots 8
+  hostler worker --server q1:7441,q2:7441 --token-file worker.token --queue video --label gpu=a100")]
+pub(crate) struct Args {
+    /// The server's worker port; several addresses are tried in turn [default: 127.0.0.1:7441]
+    #[arg(
+        long,
+        value_name = "HOST:PORT[,…]",
+        env = "HOSTLER_WORKER_SERVER",
+        hide_env = true
+    )]
+    server: Option<String>,
+
+    /// Jobs it runs at once [default: one a processor]
+    #[arg(long, value_name = "N", env = "HOSTLER_SLOTS", hide_env = true)]
+    slots: Option<u32>,
+
+    /// Queue it serves; repeat for several [default: default]
+    #[arg(short, long = "queue", value_name = "QUEUE", value_delimiter = ',')]
+    queues: Vec<String>,
+
+    /// What it says of itself, for instance gpu=a100
+    #[arg(long = "label", value_name = "K=V", value_parser = pair)]
+    labels: Vec<(String, String)>,
+
+    /// Its stable name, unique among workers [default: the machine's]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "HOSTLER_WORKER_NAME",
+        hide_env = true
+    )]
+    name: Option<String>,
+
+    /// Time between TERM and KILL, for jobs that do not say [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    kill_grace: Option<Duration>,
+
+    /// How long a stop waits for running jobs [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    drain_timeout: Option<Duration>,
+
+    /// End after so long without work [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    idle_exit: Option<Duration>,
+
+    /// Stop at once when standard input ends: whoever holds its other end is gone.
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
+
+    #[command(flatten)]
+    trace: TraceArgs,
+}
+
+/// Runs it.
+pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let settings = Settings::merge(&Global {
+        server: None, // ours names worker ports, not HTTP
+        ..global.clone()
+    })?;
+    let file = &settings.file.worker;
+    start_trace(
+        &args.trace,
+        &file.log_level,
+        &file.log_format,
+        settings.verbose,
+    )?;
+    let worker = set_up(&args, file, &token(&settings)?)?;
+    if args.exit_with_stdin {
+        stop_with_stdin(worker.stopper())?;
+    }
+    match worker.run() {
+        Ok(End::Drained | End::Idle) => Ok(Exit::Done),
+        Ok(End::Unacknowledged(reports)) => {
+            output::note(format_args!(
+                "the server did not acknowledge {reports} reports: those jobs will run again"
+            ));
+            Ok(Exit::Unsuccessful)
+        }
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn failure(error: &WorkerError) -> Failure {
+    match error {
+        WorkerError::Invalid(_) => Failure::usage(error.to_string()),
+        WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
+            .hint("the worker token is worker.token in the server's data directory"),
+        WorkerError::Io(_) => Failure::new(Exit::Unsuccessful, error.to_string()),
+    }
+}
+
+/// The worker token: `HOSTLER_TOKEN`, the token file, or the one of a server on this machine.
+fn token(settings: &Settings) -> Result<String, Failure> {
+    if let Some(token) = settings::token_from_environment()? {
+        return Ok(token);
+    }
+    let said = settings.file.worker.token_file.as_ref();
+    if let Some(path) = settings.token_file.as_ref().or(said) {
+        return settings::read_token(path);
+    }
+    let data_dir = settings::data_dir(settings.file.server.data_dir.as_deref())?;
+    settings::read_token(&data_dir.join("worker.token")).map_err(|failure| {
+        failure.hint(
+            "set HOSTLER_TOKEN or give --token-file: worker.token in the server's data directory",
+        )
+    })
+}
+
+fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure> {
+    let servers: Vec<_> = args
+        .server
+        .as_deref()
+        .or(file.server.as_deref())
+        .unwrap_or(SERVER)
+        .split(',')
+        .map(|server| with_port(server.trim()))
+        .collect::<Result<_, _>>()?;
+    let from_file = |name: &str, text: &Option<String>| {
+        text.as_deref()
+            .map(duration::parse)
+            .transpose()
+            .map_err(|error| Failure::usage(format!("worker.{name} in the configuration: {error}")))
+    };
+    let kill_grace = args.kill_grace.map_or_else(
+        || from_file("kill_grace", &file.kill_grace),
+        |it| Ok(Some(it)),
+    )?;
+    let drain = args.drain_timeout.map_or_else(
+        || from_file("drain_timeout", &file.drain_timeout),
+        |it| Ok(Some(it)),
+    )?;
+    let idle = args.idle_exit.map_or_else(
+        || from_file("idle_exit", &file.idle_exit),
+        |it| Ok(Some(it)),
+    )?;
+    let mut worker = Worker::connect(servers).token(token).commands();
+    worker = worker.slots(args.slots.or(file.slots).unwrap_or_else(processors));
+    if let Some(name) = args.name.as_ref().or(file.name.as_ref()) {
+        worker = worker.name(name);
+    }
+    let queues = match (&args.queues[..], &file.queues) {
+        ([], Some(queues)) => queues.clone(),
+        (queues, _) => queues.to_vec(),
+    };
+    if !queues.is_empty() {
+        worker = worker.queues(queues);
+    }
+    for (key, value) in &args.labels {
+        worker = worker.label(key, value);
+    }
+    Ok(worker.configure(|config| {
+        config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
+        config.drain_timeout = drain.unwrap_or(config.drain_timeout);
+        config.idle_exit = idle.or(config.idle_exit);
+    }))
+}
+
+/// One job a processor, if nobody says otherwise.
+pub(crate) fn processors() -> u32 {
+    let count = thread::available_parallelism().map_or(1, NonZero::get);
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn with_port(server: &str) -> Result<String, Failure> {
+    if server.contains("://") || server.is_empty() {
+        return Err(Failure::usage(format!(
+            "\"{server}\" is no worker port: write HOST:7441, without http://"
+        )));
+    }
+    let has_port = server.rsplit_once(':').is_some_and(|(host, port)| {
+        port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+    });
+    Ok(if has_port {
+        server.to_owned()
+    } else {
+        format!("{server}:7441")
+    })
+}
+
+/// Watches standard input on a thread of its own: its end means that whoever started us is gone, however it went.
+fn stop_with_stdin(stopper: Stopper) -> Result<(), Failure> {
+    thread::Builder::new().name("stdin".into()).spawn(move || {
+        let mut byte = [0];
+        while matches!(io::stdin().lock().read(&mut byte), Ok(1..)) {}
+        // Nobody is left to wait for: no drain.
+        stopper.stop();
+        stopper.stop();
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_port_has_a_default_number_and_no_scheme() {
+        assert_eq!(with_port("q1").unwrap(), "q1:7441");
+        assert_eq!(with_port("q1:9").unwrap(), "q1:9");
+        assert_eq!(with_port("[::1]").unwrap(), "[::1]:7441");
+        assert_eq!(with_port("[::1]:9").unwrap(), "[::1]:9");
+        assert!(with_port("http://q1").is_err());
+        assert!(with_port("").is_err());
+    }
+}

@@ -1,0 +1,276 @@
+//! Jobs and workers as tables: one line each, relative times, symbol + word + colour.
+
+use comfy_table::{Table, presets};
+use hostler_wire::JobState;
+use hostler_wire::api::{JobView, Timestamp, WorkerView};
+
+use crate::clock;
+use crate::duration::{ago, took};
+use crate::output::{paint, plain};
+use crate::signals;
+
+/// Longest name in the narrow form.
+const NAME_CHARS_MAX: usize = 24;
+
+/// Milliseconds since 1970, now.
+pub(crate) fn now_ms() -> u64 {
+    u64::try_from(clock::now().as_millisecond()).unwrap_or(0)
+}
+
+/// Jobs, one a line.
+pub(crate) fn jobs(jobs: &[JobView], wide: bool, now_ms: u64) -> String {
+    let mut table = borderless();
+    let mut header = vec![
+        "ID", "STATE", "QUEUE", "NAME", "AGE", "RUN", "ATTEMPT", "WORKER",
+    ];
+    if wide {
+        header.extend(["PRIO", "SUBMITTED", "LABELS"]);
+    }
+    header.push("");
+    table.set_header(header);
+    for job in jobs {
+        let mut row = vec![
+            job.id.to_string(),
+            state(job.state),
+            plain(&job.queue),
+            name(job, wide),
+            job.created_at
+                .map_or("-".into(), |at| ago(since(at, now_ms))),
+            run_ms(job, now_ms).map_or("-".into(), took),
+            attempt(job),
+            job.worker.as_deref().map_or("-".into(), plain),
+        ];
+        if wide {
+            row.push(job.priority.to_string());
+            row.push(job.created_at.map_or("-".into(), |at| at.to_string()));
+            row.push(labels(&job.labels));
+        }
+        row.push(why(job, now_ms).unwrap_or_default());
+        table.add_row(row);
+    }
+    let text = rendered(&mut table);
+    let mut lines = text.lines();
+    let mut out = lines.next().map(paint::dim).unwrap_or_default();
+    for (line, job) in lines.zip(jobs) {
+        let plain = state(job.state);
+        out.push('\n');
+        out.push_str(&line.replacen(&plain, &paint::as_state(job.state, &plain), 1));
+    }
+    out
+}
+
+/// Workers, one a line.
+pub(crate) fn workers(workers: &[WorkerView]) -> String {
+    let mut table = borderless();
+    table.set_header([
+        "WORKER", "STATE", "HELD", "SLOTS", "QUEUES", "LABELS", "HEARD",
+    ]);
+    for worker in workers {
+        table.add_row([
+            plain(&worker.name),
+            worker_state(worker).into(),
+            worker.held.to_string(),
+            worker.slots.to_string(),
+            plain(&worker.queues.join(",")),
+            labels(&worker.labels),
+            format!("{} ago", took(worker.last_heard_ms)),
+        ]);
+    }
+    rendered(&mut table)
+}
+
+/// A worker's state in words.
+pub(crate) fn worker_state(worker: &WorkerView) -> &'static str {
+    match (worker.connected, worker.draining) {
+        (false, _) => "✗ away",
+        (true, true) => "● draining",
+        (true, false) => "✔ connected",
+    }
+}
+
+/// Symbol and word.
+pub(crate) fn state(state: JobState) -> String {
+    format!("{} {}", paint::symbol(state), paint::word(state))
+}
+
+/// How long the job has run, or ran last.
+pub(crate) fn run_ms(job: &JobView, now_ms: u64) -> Option<u64> {
+    let started = job.started_at?;
+    match job.state {
+        JobState::Running | JobState::Cancelling => Some(since(started, now_ms)),
+        JobState::Scheduled | JobState::Blocked | JobState::Queued => None,
+        JobState::Succeeded
+        | JobState::Failed
+        | JobState::Cancelled
+        | JobState::Expired
+        | JobState::Skipped => job
+            .finished_at
+            .map(|finished| finished.millis().saturating_sub(started.millis())),
+    }
+}
+
+/// Tries so far out of tries allowed: charged failures, and the current one.
+pub(crate) fn attempt(job: &JobView) -> String {
+    let running = [JobState::Running, JobState::Cancelling, JobState::Succeeded];
+    let current = u16::from(running.contains(&job.state));
+    let tries = job.failures.saturating_add(current);
+    format!("{tries}/{}", job.max_attempts)
+}
+
+/// Why the job is in its state, if its state does not say it all.
+pub(crate) fn why(job: &JobView, now_ms: u64) -> Option<String> {
+    let reason = job.reason.as_deref().unwrap_or("none");
+    match job.state {
+        JobState::Scheduled => {
+            let due = job.due_at?;
+            let wait = due.millis().saturating_sub(now_ms);
+            Some(match reason {
+                "back_off" => format!("tries again in {}", took(wait)),
+                "later" => format!("not now, again in {}", took(wait)),
+                _ => format!("starts in {}", took(wait)),
+            })
+        }
+        JobState::Running if job.worker_connected == Some(false) => {
+            Some("worker unreachable".into())
+        }
+        JobState::Cancelling if job.worker_connected == Some(false) => {
+            Some("worker unreachable".into())
+        }
+        JobState::Queued
+        | JobState::Blocked
+        | JobState::Running
+        | JobState::Cancelling
+        | JobState::Succeeded => None,
+        JobState::Failed | JobState::Cancelled | JobState::Expired | JobState::Skipped => {
+            Some(ended(reason, job.exit_code, job.signal))
+        }
+    }
+}
+
+/// A reason in a few words.
+pub(crate) fn ended(reason: &str, exit_code: Option<u8>, signal: Option<u8>) -> String {
+    match (reason, exit_code, signal) {
+        ("exit_code" | "none", Some(code), _) => format!("exit {code}"),
+        ("signal", _, Some(signal)) => signals::name(signal),
+        ("none", ..) => String::new(),
+        ("cancelled_by_user", ..) => "by a user".into(),
+        ("oom", ..) => "out of memory".into(),
+        (other, ..) => plain(&other.replace('_', " ")),
+    }
+}
+
+/// The last lines of what a job wrote to standard error, indented.
+pub(crate) fn indented(tail: &str, lines_max: usize, indent: &str) -> String {
+    let lines: Vec<_> = tail.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(lines_max)..]
+        .iter()
+        .map(|line| format!("{indent}{}", plain(line)))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Labels as `k=v,k=v`.
+pub(crate) fn labels(labels: &std::collections::BTreeMap<String, String>) -> String {
+    let pairs: Vec<_> = labels
+        .iter()
+        .map(|(key, value)| plain(&format!("{key}={value}")))
+        .collect();
+    if pairs.is_empty() {
+        "-".into()
+    } else {
+        pairs.join(",")
+    }
+}
+
+fn name(job: &JobView, wide: bool) -> String {
+    let Some(name) = &job.name else {
+        return job.handler.as_deref().map_or("-".into(), plain);
+    };
+    if wide || name.chars().count() <= NAME_CHARS_MAX {
+        return plain(name);
+    }
+    let short: String = name.chars().take(NAME_CHARS_MAX - 1).collect();
+    format!("{}…", plain(&short))
+}
+
+fn since(at: Timestamp, now_ms: u64) -> u64 {
+    now_ms.saturating_sub(at.millis())
+}
+
+fn borderless() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+fn rendered(table: &mut Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use hostler_wire::JobId;
+
+    use super::*;
+
+    fn job(id: u64, state: JobState) -> JobView {
+        JobView {
+            queue: "default".into(),
+            created_at: Some(Timestamp::from_millis(1_000_000)),
+            max_attempts: 4,
+            ..JobView::new(JobId::new(id).unwrap(), state)
+        }
+    }
+
+    #[test]
+    fn a_table_has_a_line_a_job_and_aligned_columns() {
+        let running = JobView {
+            started_at: Some(Timestamp::from_millis(1_000_800)),
+            worker: Some("w-1".into()),
+            attempt: 1,
+            ..job(1044, JobState::Running)
+        };
+        let failed = JobView {
+            name: Some("report".into()),
+            reason: Some("exit_code".into()),
+            exit_code: Some(1),
+            failures: 4,
+            ..job(7, JobState::Failed)
+        };
+        let text =
+            anstream::adapter::strip_str(&jobs(&[running, failed], false, 1_004_000)).to_string();
+        assert_eq!(
+            text,
+            "ID    STATE      QUEUE    NAME    AGE  RUN   ATTEMPT  WORKER\n\
+             1044  ● running  default  -       4s   3.2s  1/4      w-1\n\
+             7     ✗ failed   default  report  4s   -     4/4      -       exit 1"
+        );
+    }
+
+    #[test]
+    fn a_job_that_waits_says_for_what() {
+        let waiting = JobView {
+            reason: Some("back_off".into()),
+            due_at: Some(Timestamp::from_millis(1_009_000)),
+            failures: 1,
+            ..job(1, JobState::Scheduled)
+        };
+        assert_eq!(why(&waiting, 1_004_000).unwrap(), "tries again in 5.0s");
+        assert_eq!(attempt(&waiting), "1/4");
+    }
+
+    #[test]
+    fn an_end_is_told_in_a_few_words() {
+        assert_eq!(ended("exit_code", Some(3), None), "exit 3");
+        assert_eq!(ended("signal", None, Some(9)), "SIGKILL");
+        assert_eq!(ended("worker_lost", None, None), "worker lost");
+    }
+
+    #[test]
+    fn only_the_last_lines_are_shown_and_none_can_steer_the_terminal() {
+        assert_eq!(indented("a\nb\n\x1b[2Jc\n", 2, "  "), "  b\n  \u{fffd}[2Jc");
+    }
+}

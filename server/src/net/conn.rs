@@ -1,0 +1,173 @@
+//! One socket: its buffers, its readiness, how far its peer has proven itself.
+//!
+//! All bytes go through [`Conn::read`] and [`Conn::flush`]: TLS will sit between these and the socket.
+//!
+//! Not here: what frames mean (`net`), who is who (`peers`).
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+
+use bytes::{Buf, BytesMut};
+use hostler_engine::Time;
+use hostler_wire::SessionId;
+use hostler_wire::decoder::Decoder;
+use hostler_wire::frame::Frame;
+use hostler_wire::handshake::ServerHandshake;
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use crate::output::PipeId;
+
+/// How far the peer has come.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Its hello is awaited.
+    Hello,
+    /// Its login is awaited.
+    Login(Box<ServerHandshake>),
+    /// A worker's control connection.
+    Control(SessionId),
+    /// A worker's output pipe.
+    Pipe(PipeId),
+    /// It has been told why; what it still says is not read by anyone.
+    Closing,
+}
+
+/// One socket.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub peer: SocketAddr,
+    /// Unique, unlike its place in the table.
+    pub serial: u64,
+    pub decoder: Decoder,
+    pub phase: Phase,
+    /// When it is closed if nothing happens.
+    pub deadline: Option<Time>,
+    /// Bytes of an unfinished handshake counted against the bound of all of them.
+    pub counted_bytes: usize,
+    /// When the peer's last sign of life was passed on.
+    pub heard: Time,
+    /// Since when it has taken nothing of what waits for it.
+    pub stuck_since: Option<Time>,
+    /// It is on the list of those to be flushed.
+    pub dirty: bool,
+    stream: TcpStream,
+    token: Token,
+    out: BytesMut,
+    wants_write: bool,
+}
+
+/// What a read gave.
+pub(super) enum Got {
+    Bytes(usize),
+    /// Nothing more for now.
+    Blocked,
+    /// The peer is gone, or the socket broken.
+    Gone,
+}
+
+impl Conn {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        serial: u64,
+        token: Token,
+        now: Time,
+    ) -> Self {
+        Self {
+            peer,
+            serial,
+            decoder: Decoder::new(),
+            phase: Phase::Hello,
+            deadline: None,
+            counted_bytes: 0,
+            heard: now,
+            stuck_since: None,
+            dirty: false,
+            stream,
+            token,
+            out: BytesMut::new(),
+            wants_write: false,
+        }
+    }
+
+    pub(super) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.register(&mut self.stream, self.token, Interest::READABLE)
+    }
+
+    pub(super) fn deregister(&mut self, registry: &Registry) {
+        // It goes away with the socket in any case.
+        drop(registry.deregister(&mut self.stream));
+    }
+
+    /// Reads once, into the decoder unless nobody listens any more.
+    pub(super) fn read(&mut self, room: &mut [u8]) -> Got {
+        loop {
+            match self.stream.read(room) {
+                Ok(0) => return Got::Gone,
+                Ok(bytes) => {
+                    if !matches!(self.phase, Phase::Closing) {
+                        self.decoder.buffer().extend_from_slice(&room[..bytes]);
+                    }
+                    return Got::Bytes(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Got::Gone,
+            }
+        }
+    }
+
+    /// Appends a frame to what is to be sent.
+    pub(super) fn send(&mut self, frame: &Frame) {
+        frame.encode(&mut self.out);
+    }
+
+    /// Appends encoded frames.
+    pub(super) fn send_bytes(&mut self, bytes: BytesMut) {
+        if self.out.is_empty() {
+            self.out = bytes;
+        } else {
+            self.out.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Writes what the socket takes; wants to hear of its readiness only while something is left.
+    pub(super) fn flush(&mut self, registry: &Registry, now: Time) -> io::Result<()> {
+        let before = self.out.len();
+        while !self.out.is_empty() {
+            match self.stream.write(&self.out) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => self.out.advance(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.out.is_empty() {
+            self.out = BytesMut::new(); // an idle connection holds no buffer
+            self.stuck_since = None;
+            if matches!(self.phase, Phase::Closing) {
+                self.stream.shutdown(Shutdown::Write)?;
+            }
+        } else if self.out.len() < before || self.stuck_since.is_none() {
+            self.stuck_since = Some(now);
+        }
+        let wants_write = !self.out.is_empty();
+        if wants_write != self.wants_write {
+            self.wants_write = wants_write;
+            let interest = if wants_write {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
+            registry.reregister(&mut self.stream, self.token, interest)?;
+        }
+        Ok(())
+    }
+}

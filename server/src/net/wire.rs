@@ -1,0 +1,731 @@
+//! The wire thread's loop and the one place where a frame's kind decides what becomes of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hostler_engine::{Span, Time};
+use hostler_wire::SessionId;
+use hostler_wire::frame::{Beat, Frame, Login, RefuseCode, Refused, Role, Welcome};
+use hostler_wire::handshake::{Identity, ServerHandshake};
+use hostler_wire::limits::{CHUNK_BYTES_MAX, FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX};
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+use super::conn::{Conn, Got, Phase};
+use super::listener::{Accepted, accept};
+use super::peers::{Failures, Peers, Place};
+use super::pipe::Gate;
+use super::{Arrival, BEAT_MS, FindVerifier, Needs, Net, Post, Status, Tell};
+use crate::clock::Clock;
+use crate::config::Limits;
+use crate::mailbox::{Receiver, Wake};
+use crate::output::{self, PipeId};
+
+/// The waker's token; sockets have their place in the table as theirs.
+pub(super) const WAKER: Token = Token(usize::MAX);
+const LISTENER: Token = Token(usize::MAX - 1);
+
+/// One read of a socket whose peer is known.
+const READ_BYTES: usize = 256 << 10;
+/// One read of a stranger's.
+const STRANGER_READ_BYTES: usize = 4 << 10;
+/// Most bytes of one control connection in one turn; the others come first then.
+const CONTROL_TURN_BYTES: usize = 1 << 20;
+/// Most bytes of one pipe in one turn.
+const PIPE_TURN_BYTES: usize = 256 << 10;
+/// Most connections accepted in one turn.
+const ACCEPTS_MAX: usize = 64;
+/// Most posts handled in one turn.
+const POSTS_MAX: usize = 4_096;
+/// Largest body of a pipe's frame: a chunk and its head.
+const PIPE_FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + 1_024;
+/// Most bytes of all unfinished handshakes together: many logins of full size, but no flood of them.
+const HANDSHAKES_BYTES_MAX: usize = 64 << 20;
+/// Connections that may linger beyond the limit, only to be told that they are too many.
+const LINGERING_MAX: usize = 1_024;
+/// How long a closing connection may take to hear why.
+const LINGER: Span = Span::from_millis(2_000);
+/// How long a stranger is safe from having to make room for the next.
+const STRANGER_SAFE: Span = Span::from_millis(1_000);
+/// After a failed accept (no files, no memory).
+const ACCEPT_PAUSE: Span = Span::from_millis(100);
+/// A sign of life is passed on this often, even if no frame is whole.
+const SIGN_OF_LIFE: Span = Span::from_millis(1_000);
+
+/// See `net`.
+pub(super) struct Wire {
+    poll: Poll,
+    wake: Arc<Wake>,
+    inbox: Receiver<Post>,
+    listener: Option<TcpListener>,
+    limits: Limits,
+    grace: Span,
+    clock: Clock,
+    identity: Identity,
+    find_verifier: FindVerifier,
+    tell: Tell,
+    output: output::Handle,
+    status: Arc<Status>,
+
+    conns: Slab<Conn>,
+    peers: Peers,
+    failures: Failures,
+    gate: Gate,
+    last_serial: u64,
+    /// Connections that have not proven themselves, oldest first.
+    strangers: BTreeSet<Place>,
+    strangers_bytes: usize,
+    deadlines: BTreeSet<(Time, Place)>,
+    /// Sockets that may have more to read than their turn allowed.
+    again: Vec<Place>,
+    dirty: Vec<Place>,
+    arrivals: Vec<Arrival>,
+    room: Box<[u8]>,
+    accept_at: Option<Time>,
+    beat_at: Time,
+    stopping: bool,
+}
+
+impl Wire {
+    pub(super) fn new(net: Net, needs: Needs) -> std::io::Result<Self> {
+        let now = needs.clock.now();
+        let mut listener = net.listener;
+        net.poll
+            .registry()
+            .register(&mut listener, LISTENER, Interest::READABLE)?;
+        let grace = u64::try_from(needs.config.worker_grace.as_millis()).unwrap_or(u64::MAX);
+        Ok(Self {
+            poll: net.poll,
+            wake: net.wake,
+            inbox: net.inbox,
+            listener: Some(listener),
+            gate: Gate::new(needs.config.limits.output_pending_bytes_max),
+            limits: needs.config.limits,
+            grace: Span::from_millis(grace),
+            clock: needs.clock,
+            identity: needs.identity,
+            find_verifier: needs.find_verifier,
+            tell: needs.tell,
+            output: needs.output,
+            status: net.handle.status,
+            conns: Slab::new(),
+            peers: Peers::default(),
+            failures: Failures::default(),
+            last_serial: 0,
+            strangers: BTreeSet::new(),
+            strangers_bytes: 0,
+            deadlines: BTreeSet::new(),
+            again: Vec::new(),
+            dirty: Vec::new(),
+            arrivals: Vec::new(),
+            room: vec![0; READ_BYTES].into_boxed_slice(),
+            accept_at: Some(now),
+            beat_at: now,
+            stopping: false,
+        })
+    }
+
+    /// Runs until `Post::Stop`.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(1_024);
+        let mut posts = Vec::new();
+        let mut ready = Vec::new();
+        while !self.stopping {
+            self.sleep(&mut events);
+            let now = self.clock.now();
+            self.sort(&events, &mut ready);
+            for place in ready.drain(..) {
+                self.on_ready(place, now);
+            }
+            self.inbox.drain(&mut posts, POSTS_MAX);
+            for post in posts.drain(..) {
+                self.on_post(post, now);
+            }
+            self.on_time(now);
+            self.flush_dirty(now);
+            self.tell();
+        }
+        self.close_all();
+    }
+
+    fn sleep(&mut self, events: &mut Events) {
+        let due = [Some(self.beat_at), self.accept_at]
+            .into_iter()
+            .chain([self.deadlines.first().map(|(at, _)| *at)])
+            .flatten()
+            .min();
+        self.wake.about_to_sleep();
+        let timeout = if self.again.is_empty() && self.inbox.is_empty() {
+            due.map(|at| Duration::from_micros(at.since(self.clock.now()).micros()))
+        } else {
+            Some(Duration::ZERO)
+        };
+        if let Err(error) = self.poll.poll(events, timeout)
+            && error.kind() != std::io::ErrorKind::Interrupted
+        {
+            panic!("the poll of all sockets failed: {error}");
+        }
+        self.wake.awake();
+    }
+
+    /// What is to be looked at in this turn: strangers and control connections before pipes.
+    fn sort(&mut self, events: &Events, ready: &mut Vec<Place>) {
+        ready.append(&mut self.again);
+        for event in events {
+            match event.token() {
+                WAKER => {}
+                LISTENER => self.accept_at = Some(Time::ZERO),
+                Token(key) => ready.extend(self.place(key)),
+            }
+        }
+        let is_pipe = |place: &Place| {
+            let conn = self.conns.get(place.key);
+            conn.is_some_and(|conn| matches!(conn.phase, Phase::Pipe(_)))
+        };
+        ready.sort_by_key(|place| (is_pipe(place), *place));
+        ready.dedup();
+    }
+
+    fn place(&self, key: usize) -> Option<Place> {
+        let serial = self.conns.get(key)?.serial;
+        Some(Place { serial, key })
+    }
+
+    /// The connection at a place, if it is still the one that was meant.
+    fn conn(&mut self, place: Place) -> Option<&mut Conn> {
+        let conn = self.conns.get_mut(place.key);
+        conn.filter(|conn| conn.serial == place.serial)
+    }
+
+    fn on_ready(&mut self, place: Place, now: Time) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        if conn.waiting_bytes() > 0 && !conn.dirty {
+            conn.dirty = true;
+            self.dirty.push(place);
+        }
+        self.read(place, now);
+    }
+
+    /// Reads a socket until it has no more, or its turn is over.
+    fn read(&mut self, place: Place, now: Time) {
+        let mut turn_bytes = 0;
+        loop {
+            let Some(conn) = self
+                .conns
+                .get_mut(place.key)
+                .filter(|c| c.serial == place.serial)
+            else {
+                return;
+            };
+            let (once, most) = match conn.phase {
+                Phase::Hello | Phase::Login(_) | Phase::Closing => {
+                    (STRANGER_READ_BYTES, READ_BYTES)
+                }
+                Phase::Control(_) => (READ_BYTES, CONTROL_TURN_BYTES),
+                Phase::Pipe(_) if !self.gate.is_open() => return self.gate.hold(place),
+                Phase::Pipe(_) => (PIPE_TURN_BYTES, PIPE_TURN_BYTES),
+            };
+            if turn_bytes >= most {
+                return self.again.push(place);
+            }
+            match conn.read(&mut self.room[..once]) {
+                Got::Bytes(bytes) => {
+                    turn_bytes += bytes;
+                    self.take_frames(place, bytes, now);
+                }
+                Got::Blocked => return,
+                Got::Gone => return self.drop_conn(place),
+            }
+        }
+    }
+
+    /// Takes out the frames that are whole by now.
+    fn take_frames(&mut self, place: Place, bytes: usize, now: Time) {
+        let mut frames = Vec::new();
+        let mut wrong = None;
+        if let Some(conn) = self.conn(place)
+            && matches!(conn.phase, Phase::Closing)
+        {
+            // It has been told why; what it still says is not listened to.
+            return conn.decoder.buffer().clear();
+        }
+        while let Some(conn) = self.conn(place) {
+            let frame = match conn.decoder.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => {
+                    wrong = Some(error.to_string());
+                    break;
+                }
+            };
+            match &conn.phase {
+                Phase::Hello | Phase::Login(_) => self.greet(place, frame, now),
+                Phase::Control(_) if is_control(&frame) => frames.push(frame),
+                Phase::Pipe(_) if is_output(&frame) => frames.push(frame),
+                Phase::Control(_) | Phase::Pipe(_) => {
+                    wrong = Some("a frame that is not this side's to send here".into());
+                    break;
+                }
+                Phase::Closing => break,
+            }
+        }
+        self.status.frames.add(frames.len() as u64);
+        self.pass_on(place, frames, bytes, now);
+        if let Some(why) = wrong {
+            self.refuse(place, RefuseCode::Invalid, why, now);
+        }
+        self.count_stranger(place, now);
+    }
+
+    /// Passes on what a known peer said.
+    fn pass_on(&mut self, place: Place, frames: Vec<Frame>, bytes: usize, now: Time) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        match conn.phase {
+            Phase::Control(session) => {
+                if !frames.is_empty() || now.since(conn.heard) >= SIGN_OF_LIFE {
+                    conn.heard = now;
+                    self.arrivals.push(Arrival::Frames { session, frames });
+                }
+            }
+            Phase::Pipe(pipe) => {
+                // Bytes of a frame that is not whole are counted now and given back with the rest of it.
+                self.gate.passed(bytes);
+                self.status
+                    .pending_output_bytes
+                    .set(self.gate.pending_bytes() as u64);
+                self.output.frames(pipe, frames, bytes);
+            }
+            Phase::Hello | Phase::Login(_) | Phase::Closing => {}
+        }
+    }
+
+    /// The handshake's next step.
+    fn greet(&mut self, place: Place, frame: Frame, now: Time) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let address = conn.peer.ip();
+        match (std::mem::replace(&mut conn.phase, Phase::Hello), frame) {
+            (Phase::Hello, Frame::Hello(hello)) => {
+                if self.failures.must_wait(address, now) {
+                    let message = "too many wrong tokens from this address, try again later";
+                    return self.refuse(place, RefuseCode::Busy, message.into(), now);
+                }
+                let mut random = [0; 32];
+                getrandom::fill(&mut random).expect("the kernel has random bytes");
+                let verifier = (self.find_verifier)(&hello.token_id);
+                match ServerHandshake::new(self.identity, &hello, verifier.as_ref(), random) {
+                    Ok((handshake, challenge)) => {
+                        let conn = self.conn(place).expect("it was there above");
+                        conn.phase = Phase::Login(Box::new(handshake));
+                        conn.decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
+                        self.send(place, &Frame::Challenge(challenge));
+                    }
+                    Err(error) => self.refuse(place, error.code, error.message, now),
+                }
+            }
+            (Phase::Login(handshake), Frame::Login(login)) => {
+                let role = handshake.role();
+                match handshake.login(&login) {
+                    Ok(()) => self.welcome(place, role, login, now),
+                    Err(error) => {
+                        if error.code == RefuseCode::Unauthorised {
+                            tracing::warn!(peer = %address, "a worker's token was wrong");
+                            self.failures.add(address, now);
+                            self.status.unauthorised.add(1);
+                        }
+                        self.refuse(place, error.code, error.message, now);
+                    }
+                }
+            }
+            _ => {
+                let message = "a frame before its time".into();
+                self.refuse(place, RefuseCode::Invalid, message, now);
+            }
+        }
+    }
+
+    /// The peer has proven itself.
+    fn welcome(&mut self, place: Place, role: Role, login: Box<Login>, now: Time) {
+        let (session, phase, frame_bytes_max) = match role {
+            Role::Control => {
+                let session = self.peers.join(place, &login);
+                (session, Phase::Control(session), FRAME_BYTES_MAX)
+            }
+            Role::Output => {
+                let (Some(session), Some((pipe, old))) =
+                    (login.session, self.peers.open_pipe(place, &login))
+                else {
+                    let message = "the session this pipe names is not this worker's, or has ended";
+                    return self.refuse(place, RefuseCode::NoSession, message.into(), now);
+                };
+                if let Some(old) = old.and_then(|old| self.peers.pipe(old)) {
+                    self.drop_conn(old); // a worker has one pipe: the newer one
+                }
+                (session, Phase::Pipe(pipe), PIPE_FRAME_BYTES_MAX)
+            }
+        };
+        self.forget_stranger(place);
+        self.set_deadline(place, None);
+        let conn = self.conn(place).expect("it has just said something");
+        conn.phase = phase;
+        conn.heard = now;
+        conn.decoder.accept_up_to(frame_bytes_max);
+        self.send(
+            place,
+            &Frame::Welcome(Welcome {
+                session,
+                beat_ms: BEAT_MS,
+                grace_ms: u32::try_from(self.grace.millis()).unwrap_or(u32::MAX),
+                result_bytes_max: u32::try_from(self.limits.result_bytes_max).unwrap_or(u32::MAX),
+            }),
+        );
+        if role == Role::Control {
+            self.arrivals.push(Arrival::Joined { session, login });
+            self.status.sessions.set(self.peers.sessions.len() as u64);
+        }
+    }
+
+    fn on_post(&mut self, post: Post, now: Time) {
+        match post {
+            Post::Control { session, bytes } => {
+                if let Some(place) = self.peers.session(session) {
+                    self.send_bytes(place, bytes);
+                }
+            }
+            Post::Pipe { pipe, bytes } => {
+                if let Some(place) = self.peers.pipe(pipe) {
+                    self.send_bytes(place, bytes);
+                }
+            }
+            Post::PipeTaken { bytes, .. } => {
+                self.again.append(&mut self.gate.taken(bytes));
+                self.status
+                    .pending_output_bytes
+                    .set(self.gate.pending_bytes() as u64);
+            }
+            Post::PipeRefused { pipe } => {
+                if let Some(place) = self.peers.pipe(pipe) {
+                    let message = "output cannot be stored at the moment, send it again later";
+                    self.refuse(place, RefuseCode::Busy, message.into(), now);
+                }
+            }
+            Post::Close {
+                session,
+                code,
+                message,
+            } => {
+                if let Some(place) = self.peers.session(session) {
+                    self.refuse(place, code, message, now);
+                }
+            }
+            Post::StopAccepting => {
+                if let Some(mut listener) = self.listener.take() {
+                    drop(self.poll.registry().deregister(&mut listener));
+                }
+            }
+            Post::Stop => self.stopping = true,
+        }
+    }
+
+    fn on_time(&mut self, now: Time) {
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept(now);
+        }
+        while let Some((at, place)) = self.deadlines.first().copied()
+            && at <= now
+        {
+            self.drop_conn(place);
+            self.deadlines.remove(&(at, place));
+        }
+        if self.beat_at <= now {
+            self.beat_at = now + Span::from_millis(u64::from(BEAT_MS));
+            self.beat(now);
+        }
+    }
+
+    /// Beats to all workers, and cuts off those that take nothing.
+    fn beat(&mut self, now: Time) {
+        let beat = Frame::Beat(Beat {
+            assign_seq: 0,
+            held: 0,
+        });
+        let sessions: Vec<Place> = self
+            .peers
+            .sessions
+            .values()
+            .map(|peer| peer.place)
+            .collect();
+        for place in sessions {
+            self.send(place, &beat);
+        }
+        let stuck = |conn: &Conn| {
+            conn.stuck_since
+                .is_some_and(|since| now.since(since) > self.grace)
+        };
+        let stuck: Vec<usize> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| stuck(conn))
+            .map(|(key, _)| key)
+            .collect();
+        for place in stuck
+            .into_iter()
+            .filter_map(|key| self.place(key))
+            .collect::<Vec<_>>()
+        {
+            self.cut_off(place, "it has taken nothing for the grace time");
+        }
+    }
+
+    fn accept(&mut self, now: Time) {
+        self.accept_at = None;
+        for _ in 0..ACCEPTS_MAX {
+            let Some(listener) = &self.listener else {
+                return;
+            };
+            match accept(listener) {
+                Accepted::Connection(stream, peer) => {
+                    self.status.accepted.add(1);
+                    self.take_connection(stream, peer, now);
+                }
+                Accepted::Nobody => return,
+                Accepted::Later(error) => {
+                    tracing::warn!(%error, "connections from workers cannot be accepted at the moment");
+                    self.accept_at = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.accept_at = Some(now);
+    }
+
+    fn take_connection(
+        &mut self,
+        stream: mio::net::TcpStream,
+        peer: std::net::SocketAddr,
+        now: Time,
+    ) {
+        let mut full = self.conns.len() >= self.limits.worker_connections_max;
+        if full && let Some(oldest) = self.safe_to_drop(now) {
+            self.refuse(
+                oldest,
+                RefuseCode::Busy,
+                "another connection needed the place".into(),
+                now,
+            );
+            full = false;
+        }
+        if self.conns.len() >= self.limits.worker_connections_max + LINGERING_MAX {
+            self.status.refused.add(1);
+            return; // closed by dropping it
+        }
+        self.last_serial += 1;
+        let serial = self.last_serial;
+        let entry = self.conns.vacant_entry();
+        let key = entry.key();
+        let conn = entry.insert(Conn::new(stream, peer, serial, Token(key), now));
+        let place = Place { serial, key };
+        if let Err(error) = conn.register(self.poll.registry()) {
+            tracing::warn!(%peer, %error, "a connection could not be watched");
+            self.conns.remove(key);
+            return;
+        }
+        self.status.connections.set(self.conns.len() as u64);
+        self.strangers.insert(place);
+        let timeout = u64::try_from(self.limits.handshake_timeout.as_micros()).unwrap_or(u64::MAX);
+        self.set_deadline(place, Some(now + Span::from_micros(timeout)));
+        if full {
+            let limit = self.limits.worker_connections_max;
+            let message = format!("the server has {limit} worker connections, which is its limit");
+            self.refuse(place, RefuseCode::Busy, message, now);
+        }
+    }
+
+    /// The oldest stranger, if it has had its chance.
+    fn safe_to_drop(&self, now: Time) -> Option<Place> {
+        let oldest = *self.strangers.first()?;
+        let conn = self.conns.get(oldest.key)?;
+        (now.since(conn.heard) >= STRANGER_SAFE).then_some(oldest)
+    }
+
+    /// Counts what a stranger makes us hold.
+    fn count_stranger(&mut self, place: Place, now: Time) {
+        if !self.strangers.contains(&place) {
+            return;
+        }
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let (before, bytes) = (conn.counted_bytes, conn.decoder.buffer().len());
+        conn.counted_bytes = bytes;
+        self.strangers_bytes = self.strangers_bytes + bytes - before;
+        if self.strangers_bytes > HANDSHAKES_BYTES_MAX {
+            let message = "too many logins at once, try again later";
+            self.refuse(place, RefuseCode::Busy, message.into(), now);
+        }
+    }
+
+    fn forget_stranger(&mut self, place: Place) {
+        if self.strangers.remove(&place)
+            && let Some(conn) = self.conn(place)
+        {
+            let counted = std::mem::take(&mut conn.counted_bytes);
+            self.strangers_bytes -= counted;
+        }
+    }
+
+    fn set_deadline(&mut self, place: Place, deadline: Option<Time>) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let old = std::mem::replace(&mut conn.deadline, deadline);
+        if let Some(old) = old {
+            self.deadlines.remove(&(old, place));
+        }
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, place));
+        }
+    }
+
+    fn send(&mut self, place: Place, frame: &Frame) {
+        self.send_with(place, |conn| conn.send(frame));
+    }
+
+    fn send_bytes(&mut self, place: Place, bytes: BytesMut) {
+        self.send_with(place, |conn| conn.send_bytes(bytes));
+    }
+
+    fn send_with(&mut self, place: Place, append: impl FnOnce(&mut Conn)) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        append(conn);
+        if !conn.dirty {
+            conn.dirty = true;
+            self.dirty.push(place);
+        }
+    }
+
+    /// Writes to each socket that has something, once.
+    fn flush_dirty(&mut self, now: Time) {
+        for place in std::mem::take(&mut self.dirty) {
+            let conn = self.conns.get_mut(place.key);
+            let Some(conn) = conn.filter(|conn| conn.serial == place.serial) else {
+                continue;
+            };
+            conn.dirty = false;
+            if conn.flush(self.poll.registry(), now).is_err() {
+                self.drop_conn(place);
+            } else if conn.waiting_bytes() > self.limits.worker_send_bytes_max {
+                self.cut_off(place, "too much waits to be sent to it");
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        if !self.arrivals.is_empty() {
+            (self.tell)(&mut self.arrivals);
+            self.arrivals.clear();
+        }
+    }
+
+    /// Ends a connection that does not read: it could not be told why.
+    fn cut_off(&mut self, place: Place, why: &str) {
+        if let Some(conn) = self.conn(place) {
+            tracing::warn!(peer = %conn.peer, waiting_bytes = conn.waiting_bytes(), "a worker was cut off: {why}");
+            self.status.cut_off.add(1);
+            self.drop_conn(place);
+        }
+    }
+
+    /// Tells a peer why, and closes once it has heard it, or after a while.
+    fn refuse(&mut self, place: Place, code: RefuseCode, message: String, now: Time) {
+        self.part(place);
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        tracing::info!(peer = %conn.peer, ?code, %message, "a connection from a worker was refused");
+        self.status.refused.add(1);
+        self.send(place, &Frame::Refused(Refused { code, message }));
+        self.set_deadline(place, Some(now + LINGER));
+    }
+
+    /// Closes at once.
+    fn drop_conn(&mut self, place: Place) {
+        self.part(place);
+        self.set_deadline(place, None);
+        if self.conn(place).is_some() {
+            let mut conn = self.conns.remove(place.key);
+            conn.deregister(self.poll.registry());
+            self.status.connections.set(self.conns.len() as u64);
+        }
+    }
+
+    /// The peer is nobody from now on.
+    fn part(&mut self, place: Place) {
+        self.forget_stranger(place);
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        match std::mem::replace(&mut conn.phase, Phase::Closing) {
+            Phase::Control(session) => self.part_session(session),
+            Phase::Pipe(pipe) => self.part_pipe(pipe),
+            Phase::Hello | Phase::Login(_) | Phase::Closing => {}
+        }
+    }
+
+    fn part_session(&mut self, session: SessionId) {
+        let pipe = self.peers.leave(session);
+        self.arrivals.push(Arrival::Left { session });
+        self.status.sessions.set(self.peers.sessions.len() as u64);
+        // Its pipe was let in by this session; what it has not had acknowledged goes through the next.
+        if let Some(place) = pipe.and_then(|pipe| self.peers.pipe(pipe)) {
+            self.drop_conn(place);
+        }
+    }
+
+    fn part_pipe(&mut self, pipe: PipeId) {
+        self.peers.close_pipe(pipe);
+        self.output.pipe_closed(pipe);
+    }
+
+    /// The end: what the sockets take at once still goes out.
+    fn close_all(&mut self) {
+        let now = self.clock.now();
+        self.flush_dirty(now);
+        let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
+        for place in keys
+            .into_iter()
+            .filter_map(|key| self.place(key))
+            .collect::<Vec<_>>()
+        {
+            self.drop_conn(place);
+        }
+        self.tell();
+    }
+}
+
+/// Whether a worker may say this on its control connection.
+fn is_control(frame: &Frame) -> bool {
+    matches!(
+        frame,
+        Frame::Started(_)
+            | Frame::Reports(_)
+            | Frame::Returned(_)
+            | Frame::Beat(_)
+            | Frame::ProbeReply(_)
+    )
+}
+
+/// Whether it may say this on its output pipe.
+fn is_output(frame: &Frame) -> bool {
+    matches!(frame, Frame::Chunk(_) | Frame::OutputEnd(_))
+}

@@ -1,0 +1,230 @@
+//! A segment: a file of records that only grows.
+//!
+//! It begins with a header that has a random nonce. After each sync the next batch begins with a mark that repeats the
+//! nonce: so a scan can tell the torn end of an unsynced batch, which is cut off, from damage to what had been synced,
+//! which is named and stepped over. Jobs cannot forge marks, since they never see the nonce.
+//!
+//! Not here: which attempt a record belongs to (`log`), finding it again (`index`).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::BytesMut;
+
+use super::record::{HEADER_BYTES, Head, Key, Kind, Place, u32_at, u64_at};
+
+/// Bytes before the first record.
+pub(super) const SEGMENT_HEADER_BYTES: u32 = 40;
+/// No segment of ours is larger: a batch is written only into one below its usual size.
+pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const MAGIC: &[u8; 8] = b"HOSTSEG1";
+
+/// The segment that is written to.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub number: u32,
+    file: File,
+    nonce: [u8; 16],
+    /// Bytes written.
+    length: u32,
+    /// Bytes known to be on disk.
+    synced: u32,
+    #[cfg(test)]
+    pub fail_next: bool,
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    /// The end of the last good record.
+    pub good: u32,
+    /// Bytes after it that are no records: a torn batch.
+    pub torn_bytes: u32,
+    /// Stretches that had been synced and are no longer what was written.
+    pub damage: Vec<(u32, u32)>,
+}
+
+impl Segment {
+    /// Makes the next segment.
+    pub(super) fn create(dir: &Path, number: u32, now_ms: u64) -> io::Result<Self> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+        let mut header = [0; SEGMENT_HEADER_BYTES as usize];
+        header[0..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&number.to_le_bytes());
+        header[12..28].copy_from_slice(&nonce);
+        header[28..36].copy_from_slice(&now_ms.to_le_bytes());
+        let crc = crc32fast::hash(&header[..36]);
+        header[36..40].copy_from_slice(&crc.to_le_bytes());
+
+        let path = path_of(dir, number);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
+        let made = file
+            .write_all_at(&header, 0)
+            .and_then(|()| file.sync_data())
+            .and_then(|()| sync_dir(dir));
+        if let Err(error) = made {
+            drop(std::fs::remove_file(&path));
+            return Err(error);
+        }
+        Ok(Self {
+            number,
+            file,
+            nonce,
+            length: SEGMENT_HEADER_BYTES,
+            synced: SEGMENT_HEADER_BYTES,
+            #[cfg(test)]
+            fail_next: false,
+        })
+    }
+
+    /// Opens one that is there; none if it has no valid header.
+    pub(super) fn open(dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path_of(dir, number))?;
+        let bytes = file.metadata()?.len();
+        if bytes < u64::from(SEGMENT_HEADER_BYTES) || bytes > SEGMENT_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut header = [0; SEGMENT_HEADER_BYTES as usize];
+        file.read_exact_at(&mut header, 0)?;
+        let valid = &header[0..8] == MAGIC
+            && u32_at(&header, 8) == number
+            && u32_at(&header, 36) == crc32fast::hash(&header[..36]);
+        if !valid {
+            return Ok(None);
+        }
+        let length = u32::try_from(bytes).expect("at most SEGMENT_BYTES_MAX");
+        Ok(Some(Self {
+            number,
+            file,
+            nonce: *header[12..].first_chunk().expect("a header of fixed size"),
+            length,
+            synced: length,
+            #[cfg(test)]
+            fail_next: false,
+        }))
+    }
+
+    pub(super) fn length(&self) -> u32 {
+        self.length
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The record that a batch begins with.
+    pub(super) fn write_mark(&self, batch: &mut BytesMut) {
+        let place = Place {
+            segment: self.number,
+            at: self.length,
+        };
+        Head::new(Kind::Mark, Key::default(), 0, 0, 0).write(place, &self.nonce, batch);
+    }
+
+    /// Appends and syncs. After an error [`Segment::rewind`] must succeed before anything else is written: what was not
+    /// synced is cut off, not synced again, since nobody knows what became of its pages.
+    pub(super) fn commit(&mut self, batch: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        if std::mem::take(&mut self.fail_next) {
+            self.file
+                .write_all_at(&batch[..batch.len() / 2], u64::from(self.length))?;
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        self.file.write_all_at(batch, u64::from(self.length))?;
+        self.file.sync_data()?;
+        self.length += u32::try_from(batch.len()).map_err(io::Error::other)?;
+        self.synced = self.length;
+        Ok(())
+    }
+
+    /// Cuts off what was not synced.
+    pub(super) fn rewind(&mut self) -> io::Result<()> {
+        self.truncate(self.synced)
+    }
+
+    /// Cuts the file at a place.
+    pub(super) fn truncate(&mut self, length: u32) -> io::Result<()> {
+        self.file.set_len(u64::from(length))?;
+        self.file.sync_data()?;
+        self.length = length;
+        self.synced = length;
+        Ok(())
+    }
+
+    /// Walks over all records.
+    pub(super) fn scan(
+        &self,
+        mut on_record: impl FnMut(Place, &Head, &[u8], bool),
+    ) -> io::Result<Scan> {
+        let mut bytes = vec![0; self.length as usize];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let mut scan = Scan {
+            good: SEGMENT_HEADER_BYTES,
+            ..Scan::default()
+        };
+        let mut at = SEGMENT_HEADER_BYTES;
+        while at < self.length {
+            let place = Place {
+                segment: self.number,
+                at,
+            };
+            let record = &bytes[at as usize..];
+            let read = Head::read(place, record).and_then(|h| Some((h, h.data(record)?)));
+            if let Some((head, data)) = read {
+                on_record(place, &head, data, !scan.damage.is_empty());
+                at += head.bytes();
+                scan.good = at;
+            } else if let Some(mark) = self.next_mark(&bytes, at) {
+                scan.damage.push((at, mark));
+                at = mark;
+            } else {
+                scan.torn_bytes = self.length - at;
+                break;
+            }
+        }
+        Ok(scan)
+    }
+
+    /// Where the next mark stands: all before it had been synced.
+    fn next_mark(&self, bytes: &[u8], after: u32) -> Option<u32> {
+        let from = after as usize;
+        let nonces = bytes[from..].windows(16).enumerate();
+        nonces
+            .filter(|(_, window)| *window == self.nonce)
+            .filter_map(|(i, _)| (from + i).checked_sub(HEADER_BYTES))
+            .filter_map(|at| u32::try_from(at).ok())
+            .find(|at| {
+                let segment = self.number;
+                let head = Head::read(Place { segment, at: *at }, &bytes[*at as usize..]);
+                *at > after && head.is_some_and(|head| head.kind == Kind::Mark)
+            })
+    }
+}
+
+/// The file of a segment.
+pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{number:08}.seg"))
+}
+
+/// Makes names in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// When a segment was made, wall milliseconds, if its header can be read.
+pub(super) fn created_ms(dir: &Path, number: u32) -> Option<u64> {
+    let mut header = [0; SEGMENT_HEADER_BYTES as usize];
+    let file = File::open(path_of(dir, number)).ok()?;
+    file.read_exact_at(&mut header, 0).ok()?;
+    Some(u64_at(&header, 28))
+}

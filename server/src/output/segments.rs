@@ -1,0 +1,894 @@
+//! The store of output: one segment that is written to, the sealed ones before it, and what of them is wanted.
+//!
+//! Pieces go to a batch in memory, [`Segments::commit`] appends and syncs it. Attempts that have something in the
+//! segment being written are known in memory; of older ones the indexes know. A full segment is sealed: it gets its
+//! index, and ended or idle attempts are forgotten here. A sealed segment goes as a whole, when all in it is dead
+//! (purged, or the cut middle of too long an output), or when it is too old, or when there is too much.
+//!
+//! This is the seam of output storage: another kind of it has the same functions. Which kind keeps an attempt's output
+//! is a number stored with the attempt ([`super::LOCAL_SEGMENTS`] for this one).
+//!
+//! Keeps: what was acknowledged has been synced; nothing is stored twice or out of order; damage is named, never
+//! served. What died in a segment before the last start is not remembered as dead: its space comes back by age.
+//!
+//! Not here: pages (`page`), pipes and readers (`thread`).
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use bytes::BytesMut;
+use hostler_wire::frame::{Chunk, OutputAck, OutputEnd};
+use hostler_wire::{Fence, JobId};
+
+use super::index::{self, Entry, Sealed};
+use super::log::{Extent, Keep, Log, index_of};
+use super::record::{
+    END_BYTES, HEADER_BYTES, Head, Key, Kind, Place, end_from_bytes, end_to_bytes,
+};
+use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
+use super::{AttemptOutput, Options, Page, Read, ReadError, page};
+
+/// Most attempts in one segment: what is known of them in memory until it is sealed.
+const SEGMENT_ATTEMPTS_MAX: usize = 65_536;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Segments {
+    options: Options,
+    keep: Keep,
+    sealed: Vec<Sealed>,
+    active: Segment,
+    batch: BytesMut,
+    /// Complete: an attempt that is here is here with all its extents.
+    logs: BTreeMap<Key, Log>,
+    /// Jobs purged by a record of the active segment.
+    purged: BTreeSet<u64>,
+    /// Attempts in the active segment, at most.
+    attempts: usize,
+    /// A write failed and what it left could not be cut off yet.
+    broken: bool,
+    /// Damage found, in words; for health and the trace.
+    damage: Vec<String>,
+}
+
+impl Segments {
+    /// Opens or makes the store; reads what is not sealed.
+    pub(super) fn open(options: Options, now_ms: u64) -> io::Result<Self> {
+        if options.output_bytes_max < Keep::LIMIT_BYTES_MIN {
+            return Err(io::Error::other(format!(
+                "output_bytes_max is {}, the least is {}",
+                options.output_bytes_max,
+                Keep::LIMIT_BYTES_MIN
+            )));
+        }
+        std::fs::create_dir_all(&options.dir)?;
+        let (numbers, indexes) = files_of(&options)?;
+        let next = numbers.iter().chain(&indexes).max().map_or(1, |n| n + 1);
+        for orphan in indexes.difference(&numbers) {
+            std::fs::remove_file(index::path_of(&options.dir, *orphan))?;
+        }
+        // A placeholder until the last segment is known; removed if that one can be written on.
+        let active = Segment::create(&options.dir, next, now_ms)?;
+        let mut this = Self {
+            keep: Keep::new(options.output_bytes_max),
+            sealed: Vec::new(),
+            active,
+            batch: BytesMut::new(),
+            logs: BTreeMap::new(),
+            purged: BTreeSet::new(),
+            attempts: 0,
+            broken: false,
+            damage: Vec::new(),
+            options,
+        };
+        for number in &numbers {
+            this.load(*number, numbers.last() == Some(number), now_ms)?;
+        }
+        Ok(this)
+    }
+
+    fn load(&mut self, number: u32, last: bool, now_ms: u64) -> io::Result<()> {
+        if let Some(sealed) = Sealed::open(&self.options.dir, number)? {
+            self.sealed.push(sealed);
+            return Ok(());
+        }
+        let Some(mut segment) = Segment::open(&self.options.dir, number)? else {
+            let path = segment::path_of(&self.options.dir, number);
+            if path.metadata()?.len() <= u64::from(SEGMENT_HEADER_BYTES) {
+                return std::fs::remove_file(path); // its making was cut short: it held nothing
+            }
+            self.note_damage(format!("{}: the header is not valid", path.display()));
+            return Ok(());
+        };
+        let clean = self.replay(&mut segment)?;
+        let fresh = std::mem::replace(&mut self.active, segment);
+        if last && clean {
+            std::fs::remove_file(segment::path_of(&self.options.dir, fresh.number))?;
+            return segment::sync_dir(&self.options.dir);
+        }
+        let created = segment::created_ms(&self.options.dir, number);
+        self.seal(fresh, created.unwrap_or(now_ms).max(1))
+    }
+
+    /// Reads a segment that is not sealed; cuts its torn end. Says whether it may be written on.
+    fn replay(&mut self, segment: &mut Segment) -> io::Result<bool> {
+        let scan = segment.scan(|place, head, data, damaged| {
+            self.replay_record(place, head, data, damaged);
+        })?;
+        let path = segment::path_of(&self.options.dir, segment.number);
+        if scan.torn_bytes > 0 {
+            tracing::warn!(
+                segment = %path.display(), at = scan.good, bytes = scan.torn_bytes,
+                "cut off the unsynced end of the output"
+            );
+            segment.truncate(scan.good)?;
+        }
+        for (from, to) in &scan.damage {
+            let path = path.display();
+            self.note_damage(format!(
+                "{path}: bytes {from} to {to} are not what was written"
+            ));
+        }
+        Ok(scan.damage.is_empty())
+    }
+
+    fn replay_record(&mut self, place: Place, head: &Head, data: &[u8], damaged: bool) {
+        match head.kind {
+            Kind::Mark => {}
+            Kind::Purge => {
+                if let Some(job) = JobId::new(head.key.job) {
+                    self.forget(job);
+                    self.purged.insert(head.key.job);
+                }
+            }
+            Kind::Chunk(stream) => {
+                let Some(log) = self.log_mut(head.key) else {
+                    return;
+                };
+                // Bytes of this attempt were in the damaged stretch if its own count has a hole.
+                let hole = damaged && head.merged > log.merged;
+                let mut dropped = Vec::new();
+                self.with_log(head.key, |log, keep| {
+                    log.push((place, head, stream), hole, keep, &mut dropped);
+                });
+                self.bury(&dropped);
+            }
+            Kind::End => {
+                if let Some(end) = end_from_bytes(head.key, data) {
+                    self.log_mut(head.key);
+                    self.with_log(head.key, |log, _| {
+                        log.end = Some((place.segment, end));
+                        log.touched = place.segment;
+                    });
+                }
+            }
+        }
+    }
+
+    /// Takes in a piece. What is there already is skipped; a gap is what the worker had to drop, and counts as cut.
+    pub(super) fn append(&mut self, chunk: &Chunk) {
+        let key = Key::from(chunk.fence);
+        let s = index_of(chunk.stream);
+        let Some(log) = self.log_mut(key) else {
+            return; // purged: nobody wants it
+        };
+        if log.end.is_some() {
+            return;
+        }
+        let skip = log.next[s].saturating_sub(chunk.offset);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let Some(data) = chunk.data.get(skip..).filter(|data| !data.is_empty()) else {
+            return;
+        };
+        let (mut offset, mut merged) = (chunk.offset + skip as u64, log.merged);
+        let mut dropped = Vec::new();
+        for piece in data.chunks(self.keep.record_bytes_max()) {
+            let kind = Kind::Chunk(chunk.stream);
+            let place = self.begin_record();
+            let head = Head::new(kind, key, offset, merged, chunk.at_ms);
+            let at = self.batch.len();
+            head.write(place, piece, &mut self.batch);
+            let head = Head::read(place, &self.batch[at..]).expect("just written");
+            self.with_log(key, |log, keep| {
+                log.push((place, &head, chunk.stream), false, keep, &mut dropped);
+            });
+            offset += piece.len() as u64;
+            merged += piece.len() as u64;
+        }
+        self.bury(&dropped);
+    }
+
+    /// Takes in an end.
+    pub(super) fn end(&mut self, end: &OutputEnd) {
+        let key = Key::from(end.fence);
+        if self.log_mut(key).is_none_or(|log| log.end.is_some()) {
+            return;
+        }
+        let place = self.begin_record();
+        let head = Head::new(Kind::End, key, 0, 0, 0);
+        head.write(place, &end_to_bytes(end), &mut self.batch);
+        self.with_log(key, |log, _| {
+            log.end = Some((place.segment, *end));
+            log.touched = place.segment;
+        });
+    }
+
+    /// Marks a job's output as gone, whatever comes later.
+    pub(super) fn purge(&mut self, job: JobId) {
+        if self.is_purged(job) {
+            return;
+        }
+        let place = self.begin_record();
+        let head = Head::new(Kind::Purge, Key::first_of(job), 0, 0, 0);
+        head.write(place, &[], &mut self.batch);
+        self.attempts += 1;
+        self.forget(job);
+        self.purged.insert(job.raw());
+    }
+
+    /// Bytes waiting for the commit.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.batch.len()
+    }
+
+    /// Puts the batch on disk. After an error nothing of it is stored, and nothing of it may be acknowledged.
+    pub(super) fn commit(&mut self, now_ms: u64) -> io::Result<()> {
+        if self.broken {
+            self.recover()?;
+        }
+        if self.overgrown() && !self.batch.is_empty() {
+            // Sealing it has failed for long: nothing more goes in, the batch's places are no longer good.
+            self.broken = true;
+            self.recover()?;
+            self.roll(now_ms)?;
+            return Err(io::Error::other("the output segment could not be sealed"));
+        }
+        if !self.batch.is_empty() {
+            let batch = std::mem::take(&mut self.batch);
+            if let Err(error) = self.active.commit(&batch) {
+                self.broken = true;
+                if let Err(again) = self.recover() {
+                    tracing::error!(error = %again, "what a failed write left could not be cut off yet");
+                }
+                return Err(error);
+            }
+        }
+        let number = self.active.number;
+        let many = self.attempts >= SEGMENT_ATTEMPTS_MAX;
+        if self.active.length() > SEGMENT_HEADER_BYTES
+            && (many || u64::from(self.active.length()) >= self.options.segment_bytes)
+        {
+            self.roll(now_ms)?;
+        } else if many {
+            self.logs.retain(|_, log| log.touched == number); // repeats of what is long stored
+            self.attempts = self.logs.len();
+        }
+        Ok(())
+    }
+
+    /// Nothing may be taken in until [`Segments::recover`] has succeeded.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn overgrown(&self) -> bool {
+        u64::from(self.active.length()) >= 2 * self.options.segment_bytes
+    }
+
+    /// Cuts off what a failed commit left, and reads anew what is really there.
+    pub(super) fn recover(&mut self) -> io::Result<()> {
+        self.batch.clear();
+        if !self.broken {
+            return Ok(());
+        }
+        self.active.rewind()?;
+        self.logs.clear();
+        self.purged.clear();
+        self.attempts = 0;
+        let number = self.active.number;
+        let mut segment = Segment::open(&self.options.dir, number)?
+            .ok_or_else(|| io::Error::other("the segment's header is not valid"))?;
+        self.replay(&mut segment)?;
+        self.active = segment;
+        self.broken = false;
+        Ok(())
+    }
+
+    /// Leaves a mark that all is on disk: what is damaged after this is known to be damage.
+    pub(super) fn close(&mut self, now_ms: u64) -> io::Result<()> {
+        if self.active.length() > SEGMENT_HEADER_BYTES && self.batch.is_empty() && !self.broken {
+            self.active.write_mark(&mut self.batch);
+        }
+        self.commit(now_ms)
+    }
+
+    /// How far an attempt's output is stored. To be told to the worker after the commit only.
+    pub(super) fn ack(&self, fence: Fence) -> OutputAck {
+        let log = self.log(fence.into());
+        let end = log.as_ref().and_then(|log| log.end);
+        let next = log.as_ref().map_or([0, 0], |log| log.next);
+        OutputAck {
+            fence,
+            stdout_through: next[0].max(end.map_or(0, |(_, end)| end.stdout_bytes)),
+            stderr_through: next[1].max(end.map_or(0, |(_, end)| end.stderr_bytes)),
+            ended: end.is_some(),
+        }
+    }
+
+    /// Whether a job's output was purged.
+    pub(super) fn is_purged(&self, job: JobId) -> bool {
+        self.purged.contains(&job.raw())
+            || self.sealed.iter().any(|sealed| {
+                sealed.may_have(job)
+                    && sealed
+                        .find(job)
+                        .is_ok_and(|found| found.iter().any(Entry::is_purge))
+            })
+    }
+
+    /// A page of output.
+    pub(super) fn read(&self, read: &Read) -> Result<Page, ReadError> {
+        let logs = self.logs_of(read.job)?;
+        let wanted = logs
+            .iter()
+            .filter(|(key, _)| read.attempt.is_none_or(|attempt| key.attempt == attempt))
+            .max_by_key(|(key, _)| (key.epoch, key.attempt));
+        let Some((key, log)) = wanted else {
+            return Ok(Page {
+                next: read.from,
+                ..Page::default()
+            });
+        };
+        page::read(*key, log, read, |number| self.file_of(number))
+    }
+
+    /// Which attempts of a job have output.
+    pub(super) fn attempts(&self, job: JobId) -> Result<Vec<AttemptOutput>, ReadError> {
+        let logs = self.logs_of(job)?;
+        Ok(logs
+            .iter()
+            .filter_map(|(key, log)| {
+                let fence = key.fence()?;
+                Some(AttemptOutput {
+                    attempt: fence.attempt.raw(),
+                    epoch: fence.epoch,
+                    stdout_bytes: log.next[0],
+                    stderr_bytes: log.next[1],
+                    ended: log.end.is_some(),
+                })
+            })
+            .collect())
+    }
+
+    /// Deletes the oldest segment if it is too old, or if there is too much; says whether it did.
+    pub(super) fn retire_one(&mut self, now_ms: u64) -> io::Result<bool> {
+        let total: u64 = self.sealed.iter().map(|sealed| sealed.bytes).sum();
+        let too_much = total > self.options.total_bytes_max;
+        let keep_ms = u64::try_from(self.options.keep.as_millis()).unwrap_or(u64::MAX);
+        let open = |number| {
+            let mut open = self.logs.values().filter(|log| log.end.is_none());
+            open.any(|log| log.extents.iter().any(|extent| extent.segment == number))
+        };
+        let Some(oldest) = self
+            .sealed
+            .iter()
+            .position(|sealed| too_much || !open(sealed.number))
+        else {
+            return Ok(false);
+        };
+        let sealed = &self.sealed[oldest];
+        if !too_much && now_ms.saturating_sub(sealed.sealed_ms) < keep_ms {
+            return Ok(false);
+        }
+        if too_much {
+            tracing::warn!(
+                segment = sealed.number,
+                stored_bytes = total,
+                limit = self.options.total_bytes_max,
+                "output is above its limit: the oldest goes before its time"
+            );
+        }
+        self.delete(oldest)?;
+        Ok(true)
+    }
+
+    /// Damage found so far.
+    pub(super) fn damage(&self) -> &[String] {
+        &self.damage
+    }
+
+    /// Bytes in all segments.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let sealed: u64 = self.sealed.iter().map(|sealed| sealed.bytes).sum();
+        sealed + u64::from(self.active.length())
+    }
+
+    #[cfg(test)]
+    pub(super) fn fail_next_write(&mut self) {
+        self.active.fail_next = true;
+    }
+
+    /// Where the next record will stand. Each batch but a segment's first begins with a mark.
+    fn begin_record(&mut self) -> Place {
+        if self.batch.is_empty() && self.active.length() > SEGMENT_HEADER_BYTES {
+            self.active.write_mark(&mut self.batch);
+        }
+        let batched = u32::try_from(self.batch.len()).expect("the thread commits in time");
+        Place {
+            segment: self.active.number,
+            at: self.active.length() + batched,
+        }
+    }
+
+    /// An attempt's log, loaded if it is an old one, made if it is new; none if its job was purged.
+    fn log_mut(&mut self, key: Key) -> Option<&mut Log> {
+        if !self.logs.contains_key(&key) {
+            let job = JobId::new(key.job)?;
+            let mut old = match self.sealed_logs(job) {
+                Ok(Some(logs)) => logs,
+                Ok(None) => return None,
+                Err(error) => {
+                    // Its earlier part is lost, which its cut count will say; the rest need not be.
+                    tracing::error!(%job, ?error, "the index of earlier output is damaged");
+                    BTreeMap::new()
+                }
+            };
+            self.logs.insert(key, old.remove(&key).unwrap_or_default());
+            self.attempts += 1;
+        }
+        self.logs.get_mut(&key)
+    }
+
+    fn with_log(&mut self, key: Key, change: impl FnOnce(&mut Log, Keep)) {
+        if let Some(log) = self.logs.get_mut(&key) {
+            change(log, self.keep);
+        }
+    }
+
+    fn log(&self, key: Key) -> Option<Cow<'_, Log>> {
+        if let Some(log) = self.logs.get(&key) {
+            return Some(Cow::Borrowed(log));
+        }
+        let old = self.sealed_logs(JobId::new(key.job)?).ok()??;
+        old.get(&key).cloned().map(Cow::Owned)
+    }
+
+    /// Everything known of a job, by key.
+    fn logs_of(&self, job: JobId) -> Result<BTreeMap<Key, Cow<'_, Log>>, ReadError> {
+        let Some(old) = self.sealed_logs(job)? else {
+            return Ok(BTreeMap::new());
+        };
+        let mut logs: BTreeMap<Key, Cow<'_, Log>> = old
+            .into_iter()
+            .map(|(key, log)| (key, Cow::Owned(log)))
+            .collect();
+        let known = self.logs.range(Key::first_of(job)..=Key::last_of(job));
+        // An attempt of which nothing was stored (a repeat of something purged, say) is no attempt with output.
+        let known = known.filter(|(_, log)| log.merged > 0 || log.end.is_some());
+        logs.extend(known.map(|(key, log)| (*key, Cow::Borrowed(log))));
+        Ok(logs)
+    }
+
+    /// What sealed segments have of a job; none if it was purged.
+    fn sealed_logs(&self, job: JobId) -> Result<Option<BTreeMap<Key, Log>>, ReadError> {
+        if self.purged.contains(&job.raw()) {
+            return Ok(None);
+        }
+        let mut logs: BTreeMap<Key, Log> = BTreeMap::new();
+        for sealed in &self.sealed {
+            for entry in sealed.find(job)? {
+                if entry.is_purge() {
+                    return Ok(None);
+                }
+                let log = logs.entry(entry.key).or_default();
+                for extent in &entry.extents {
+                    log.push_extent(*extent, self.keep);
+                }
+                log.next = entry.next;
+                log.merged = entry.merged;
+                log.end = entry.end.map(|end| (sealed.number, end)).or(log.end);
+                log.touched = sealed.number;
+            }
+        }
+        Ok(Some(logs))
+    }
+
+    /// Drops a job's logs, and counts what they had as dead.
+    fn forget(&mut self, job: JobId) {
+        let mut logs = self.sealed_logs(job).ok().flatten().unwrap_or_default();
+        let range = Key::first_of(job)..=Key::last_of(job);
+        let known: Vec<Key> = self.logs.range(range).map(|(key, _)| *key).collect();
+        for key in known {
+            logs.extend(self.logs.remove(&key).map(|log| (key, log)));
+        }
+        for log in logs.values() {
+            for segment in log.segments() {
+                self.bury_bytes(segment, log.disk_bytes(segment));
+            }
+        }
+        self.delete_dead();
+    }
+
+    fn bury(&mut self, dropped: &[Extent]) {
+        for extent in dropped {
+            self.bury_bytes(extent.segment, u64::from(extent.disk_bytes));
+        }
+        if !dropped.is_empty() {
+            self.delete_dead();
+        }
+    }
+
+    fn bury_bytes(&mut self, segment: u32, bytes: u64) {
+        let place = self
+            .sealed
+            .partition_point(|sealed| sealed.number < segment);
+        if let Some(sealed) = self.sealed.get_mut(place).filter(|s| s.number == segment) {
+            sealed.live_bytes = sealed.live_bytes.saturating_sub(bytes);
+        }
+    }
+
+    fn delete_dead(&mut self) {
+        while let Some(dead) = self.sealed.iter().position(|sealed| sealed.live_bytes == 0) {
+            if let Err(error) = self.delete(dead) {
+                tracing::error!(%error, "a dead output segment could not be deleted");
+                return;
+            }
+        }
+    }
+
+    fn delete(&mut self, place: usize) -> io::Result<()> {
+        let number = self.sealed[place].number;
+        // The index first goes with its segment: an index alone is removed at the next start, and a segment alone
+        // would be read as if it had not been sealed.
+        match std::fs::remove_file(segment::path_of(&self.options.dir, number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        match std::fs::remove_file(index::path_of(&self.options.dir, number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        self.sealed.remove(place);
+        for log in self.logs.values_mut() {
+            log.forget_segment(number);
+        }
+        Ok(())
+    }
+
+    /// Seals the active segment and begins another. If that fails, the old one grows on for a while.
+    fn roll(&mut self, now_ms: u64) -> io::Result<()> {
+        let rolled = Segment::create(&self.options.dir, self.active.number + 1, now_ms)
+            .and_then(|fresh| self.seal(fresh, now_ms));
+        match rolled {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let fresh = segment::path_of(&self.options.dir, self.active.number + 1);
+                drop(std::fs::remove_file(fresh));
+                if self.overgrown() {
+                    return Err(error);
+                }
+                tracing::error!(%error, "the output segment could not be sealed yet");
+                Ok(())
+            }
+        }
+    }
+
+    fn seal(&mut self, fresh: Segment, now_ms: u64) -> io::Result<()> {
+        let number = self.active.number;
+        let attempts = self.logs.iter().filter(|(_, log)| log.touched == number);
+        let mut entries: Vec<Entry> = attempts
+            .map(|(key, log)| entry_of(*key, log, number))
+            .collect();
+        entries.extend(self.purged.iter().map(|job| purge_of(*job)));
+        entries.sort_unstable_by_key(|entry| entry.key);
+        let live = |entry: &Entry| {
+            let extents = entry
+                .extents
+                .iter()
+                .map(|e| u64::from(e.disk_bytes))
+                .sum::<u64>();
+            extents
+                + if entry.end.is_some() {
+                    END_BYTES as u64
+                } else {
+                    0
+                }
+                + if entry.is_purge() {
+                    HEADER_BYTES as u64
+                } else {
+                    0
+                }
+        };
+        let live_bytes = entries.iter().map(live).sum();
+        let bytes = u64::from(self.active.length());
+        let sealed = Sealed::write(
+            &self.options.dir,
+            number,
+            &entries,
+            now_ms,
+            bytes,
+            live_bytes,
+        )?;
+        self.sealed.push(sealed);
+        self.active = fresh;
+        self.purged.clear();
+        self.attempts = 0;
+        // Attempts that go on are likely to go on; the others are found through the index.
+        self.logs
+            .retain(|_, log| log.end.is_none() && log.touched == number);
+        self.delete_dead();
+        Ok(())
+    }
+
+    fn file_of(&self, number: u32) -> io::Result<File> {
+        if number == self.active.number {
+            self.active.file().try_clone()
+        } else {
+            File::open(segment::path_of(&self.options.dir, number))
+        }
+    }
+
+    fn note_damage(&mut self, what: String) {
+        tracing::error!(%what, "output is damaged");
+        self.damage.push(what);
+    }
+}
+
+/// What a segment has of an attempt.
+fn entry_of(key: Key, log: &Log, segment: u32) -> Entry {
+    let extents = log
+        .extents
+        .iter()
+        .filter(|extent| extent.segment == segment);
+    Entry {
+        key,
+        next: log.next,
+        merged: log.merged,
+        end: log.end.filter(|(at, _)| *at == segment).map(|(_, end)| end),
+        extents: extents.copied().collect(),
+    }
+}
+
+fn purge_of(job: u64) -> Entry {
+    Entry {
+        key: Key {
+            job,
+            ..Key::default()
+        },
+        next: [0, 0],
+        merged: 0,
+        end: None,
+        extents: Vec::new(),
+    }
+}
+
+/// The numbers of the segments and of the indexes that are there.
+fn files_of(options: &Options) -> io::Result<(BTreeSet<u32>, BTreeSet<u32>)> {
+    let (mut segments, mut indexes) = (BTreeSet::new(), BTreeSet::new());
+    for file in std::fs::read_dir(&options.dir)? {
+        let path: PathBuf = file?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let number = stem.and_then(|stem| stem.parse::<u32>().ok());
+        match (number, path.extension().and_then(|e| e.to_str())) {
+            (Some(number), Some("seg")) => drop(segments.insert(number)),
+            (Some(number), Some("idx")) => drop(indexes.insert(number)),
+            (Some(_), Some("tmp")) => std::fs::remove_file(&path)?,
+            _ => {}
+        }
+    }
+    Ok((segments, indexes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use hostler_wire::frame::Stream;
+    use hostler_wire::{Attempt, Epoch};
+    use std::path::Path;
+    use std::time::Duration;
+
+    fn options(dir: &Path) -> Options {
+        Options {
+            dir: dir.to_path_buf(),
+            output_bytes_max: 1 << 20,
+            segment_bytes: 1 << 20,
+            keep: Duration::from_secs(100),
+            total_bytes_max: 1 << 40,
+        }
+    }
+
+    fn open(dir: &Path) -> Segments {
+        Segments::open(options(dir), 1).unwrap()
+    }
+
+    fn fence(job: u64) -> Fence {
+        Fence {
+            job: JobId::new(job).unwrap(),
+            epoch: Epoch::new(1),
+            attempt: Attempt::FIRST,
+        }
+    }
+
+    fn chunk(job: u64, offset: u64, data: &[u8]) -> Chunk {
+        Chunk {
+            fence: fence(job),
+            stream: Stream::Stdout,
+            offset,
+            at_ms: 0,
+            data: Bytes::copy_from_slice(data),
+        }
+    }
+
+    fn text(segments: &Segments, job: u64) -> Result<Vec<u8>, ReadError> {
+        let page = segments.read(&Read {
+            job: JobId::new(job).unwrap(),
+            attempt: None,
+            stream: None,
+            from: 0,
+            max: 1 << 20,
+            wait: false,
+        })?;
+        Ok(page
+            .pieces
+            .iter()
+            .flat_map(|piece| piece.data.to_vec())
+            .collect())
+    }
+
+    /// Three jobs, each with its own sync.
+    fn written(dir: &Path) -> PathBuf {
+        let mut segments = open(dir);
+        for job in 1..=3 {
+            segments.append(&chunk(job, 0, b"0123456789"));
+            segments.commit(1).unwrap();
+        }
+        segment::path_of(dir, segments.active.number)
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off_and_what_came_before_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        let mut segments = open(dir.path());
+        assert!(segments.damage().is_empty());
+        assert_eq!(segments.ack(fence(2)).stdout_through, 10);
+        assert_eq!(segments.ack(fence(3)).stdout_through, 0);
+        segments.append(&chunk(3, 0, b"0123456789"));
+        segments.commit(1).unwrap();
+        for segments in [segments, open(dir.path())] {
+            for job in 1..=3 {
+                assert_eq!(text(&segments, job).unwrap(), b"0123456789");
+            }
+        }
+    }
+
+    #[test]
+    fn damage_to_what_was_synced_is_named_and_never_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let good = std::fs::read(&path).unwrap();
+        // Every byte of the first two jobs' batches, and the mark between them.
+        for at in SEGMENT_HEADER_BYTES as usize..good.len() - 2 * HEADER_BYTES - 26 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(segment::path_of(dir.path(), 1), &bad).unwrap();
+            let segments = open(dir.path());
+            assert_eq!(segments.damage().len(), 1, "byte {at}");
+            for job in 1..=3 {
+                let text = text(&segments, job).unwrap();
+                assert!(text.is_empty() || text == b"0123456789", "byte {at}");
+            }
+            assert_eq!(text(&segments, 3).unwrap(), b"0123456789");
+        }
+    }
+
+    #[test]
+    fn a_hole_in_an_attempt_is_an_error_not_a_shorter_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = {
+            let mut segments = open(dir.path());
+            for part in 0..3 {
+                segments.append(&chunk(1, part * 10, b"0123456789"));
+                segments.commit(1).unwrap();
+            }
+            segment::path_of(dir.path(), 1)
+        };
+        let mut bad = std::fs::read(&path).unwrap();
+        let second = 40 + (HEADER_BYTES + 10) + (HEADER_BYTES + 16) + HEADER_BYTES;
+        bad[second] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        let segments = open(dir.path());
+        let mut read = Read {
+            job: JobId::new(1).unwrap(),
+            attempt: None,
+            stream: None,
+            from: 0,
+            max: 100,
+            wait: false,
+        };
+        let page = segments.read(&read).unwrap();
+        assert_eq!(page.next, 10);
+        read.from = 10;
+        assert!(matches!(segments.read(&read), Err(ReadError::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_bit_flipped_after_the_start_is_detected_at_the_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written(dir.path());
+        let segments = open(dir.path());
+        let mut bad = std::fs::read(&path).unwrap();
+        bad[40 + HEADER_BYTES + 2] ^= 1; // in the first job's data
+        std::fs::write(&path, &bad).unwrap();
+        assert!(matches!(text(&segments, 1), Err(ReadError::Corrupt(_))));
+        assert_eq!(text(&segments, 2).unwrap(), b"0123456789");
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_of_it_is_acknowledged_and_it_can_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.append(&chunk(1, 0, b"first "));
+        segments.commit(1).unwrap();
+        segments.append(&chunk(1, 6, b"second"));
+        segments.append(&chunk(2, 0, b"other"));
+        segments.fail_next_write();
+        assert!(segments.commit(1).is_err());
+        assert!(!segments.is_broken());
+        assert_eq!(segments.ack(fence(1)).stdout_through, 6);
+        assert_eq!(segments.ack(fence(2)).stdout_through, 0);
+        segments.append(&chunk(1, 0, b"first second"));
+        segments.commit(1).unwrap();
+        for segments in [segments, open(dir.path())] {
+            assert_eq!(text(&segments, 1).unwrap(), b"first second");
+            assert!(text(&segments, 2).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_lost_index_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        for job in 1..=40 {
+            segments.append(&chunk(job, 0, &[7; 60_000]));
+            segments.commit(1).unwrap();
+        }
+        assert!(segments.sealed.len() >= 2);
+        std::fs::remove_file(index::path_of(dir.path(), 1)).unwrap();
+        std::fs::write(index::path_of(dir.path(), 2), b"nonsense").unwrap();
+        let segments = open(dir.path());
+        for job in 1..=40 {
+            assert_eq!(text(&segments, job).unwrap(), [7; 60_000]);
+        }
+    }
+
+    #[test]
+    fn old_segments_go_by_age_and_by_size_the_oldest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        for job in 1..=60 {
+            segments.append(&chunk(job, 0, &[7; 60_000]));
+            segments.end(&OutputEnd {
+                fence: fence(job),
+                stdout_bytes: 60_000,
+                stderr_bytes: 0,
+                dropped_bytes: 0,
+            });
+            segments.commit(1_000).unwrap();
+        }
+        assert!(!segments.retire_one(100_999).unwrap());
+        assert!(segments.retire_one(101_000).unwrap());
+        assert!(text(&segments, 1).unwrap().is_empty());
+        assert_eq!(text(&segments, 60).unwrap(), [7; 60_000]);
+        segments.options.total_bytes_max = 100;
+        while segments.retire_one(2_000).unwrap() {}
+        assert!(segments.sealed.is_empty());
+    }
+}

@@ -1,0 +1,342 @@
+//! The output thread's loop: take what has come, append it, sync once, then acknowledge, then answer readers.
+//!
+//! What arrives while a sync runs is the next batch. A pipe's acknowledgements of one batch leave together.
+//!
+//! If a write fails, the pipes that sent something of it are closed: their workers keep what is not acknowledged,
+//! connect again after a while and send it again. Jobs go on, health says what is wrong. So a pipe that stays open has
+//! had everything it sent taken in, and a gap in it can only be what the worker dropped.
+//!
+//! Not here: files (`segments`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hostler_engine::{Span, Time};
+use hostler_wire::JobId;
+use hostler_wire::frame::{Frame, OutputAck};
+use tokio::sync::oneshot;
+
+use super::log::index_of;
+use super::record::Key;
+use super::segments::Segments;
+use super::{Answer, Answers, Output, Page, PipeId, Read, ReadError, Status, WAITING_READERS_MAX};
+use crate::clock::Clock;
+use crate::mailbox::Receiver;
+
+/// Most messages in one turn: at 256 KiB each that is one sync for 16 MiB.
+const MESSAGES_MAX: usize = 64;
+/// How often to look for segments to delete, for readers that gave up, and for a way out of trouble.
+const HOUSEKEEPING: Span = Span::from_millis(1_000);
+
+type Reply = oneshot::Sender<Result<Page, ReadError>>;
+
+/// A reader that waits for something new.
+#[derive(Debug)]
+struct Waiter {
+    read: Read,
+    reply: Reply,
+    /// The attempt it was waiting at; 0 if there was none.
+    attempt: u16,
+}
+
+/// See the module's head.
+pub(super) struct Thread {
+    pub segments: Segments,
+    pub inbox: Receiver<Output>,
+    pub answers: Answers,
+    pub clock: Clock,
+    pub status: Arc<Status>,
+    waiters: BTreeMap<JobId, Vec<Waiter>>,
+    waiting: usize,
+    /// Pipes told to close that are not closed yet: what still comes from them is not taken.
+    refused: BTreeSet<PipeId>,
+    /// What this turn's frames ask to be acknowledged, as the workers claim it.
+    touched: BTreeMap<(PipeId, Key), OutputAck>,
+    changed: BTreeSet<JobId>,
+    reads: Vec<(Read, Reply)>,
+    purges: Vec<oneshot::Sender<()>>,
+    out: Vec<Answer>,
+    housekeeping_due: Time,
+    stopping: bool,
+}
+
+impl Thread {
+    pub(super) fn new(
+        segments: Segments,
+        inbox: Receiver<Output>,
+        answers: Answers,
+        clock: Clock,
+        status: Arc<Status>,
+    ) -> Self {
+        Self {
+            segments,
+            inbox,
+            answers,
+            clock,
+            status,
+            waiters: BTreeMap::new(),
+            waiting: 0,
+            refused: BTreeSet::new(),
+            touched: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            reads: Vec::new(),
+            purges: Vec::new(),
+            out: Vec::new(),
+            housekeeping_due: Time::ZERO,
+            stopping: false,
+        }
+    }
+
+    /// Runs until `Output::Stop`.
+    pub(super) fn run(mut self) {
+        let mut messages = Vec::new();
+        while !self.stopping {
+            self.inbox
+                .park(Some(Duration::from_millis(HOUSEKEEPING.millis())));
+            while self.inbox.drain(&mut messages, MESSAGES_MAX) > 0 {
+                for message in messages.drain(..) {
+                    self.take(message);
+                }
+                self.finish_turn();
+            }
+            self.keep_house();
+        }
+        if let Err(error) = self.segments.close(self.clock.wall().millis()) {
+            tracing::error!(%error, "the last output could not be synced; workers keep it");
+        }
+    }
+
+    fn take(&mut self, message: Output) {
+        match message {
+            Output::Frames {
+                pipe,
+                frames,
+                bytes,
+            } => {
+                self.out.push(Answer::Taken { pipe, bytes });
+                if self.refused.contains(&pipe) {
+                    return;
+                }
+                if self.segments.is_broken() {
+                    return self.refuse(pipe);
+                }
+                for frame in frames {
+                    self.take_frame(pipe, frame);
+                }
+            }
+            Output::PipeClosed { pipe } => drop(self.refused.remove(&pipe)),
+            Output::Read { read, reply } => self.reads.push((read, reply)),
+            Output::Attempts { job, reply } => match self.segments.attempts(job) {
+                // Whoever asked may have gone.
+                Ok(attempts) => drop(reply.send(attempts)),
+                Err(error) => {
+                    tracing::error!(%job, ?error, "the attempts with output cannot be listed")
+                }
+            },
+            Output::Purge { job, reply } => {
+                if !self.segments.is_broken() {
+                    self.segments.purge(job);
+                    self.changed.insert(job);
+                    self.purges.push(reply);
+                }
+            }
+            Output::Stop => self.stopping = true,
+        }
+    }
+
+    fn take_frame(&mut self, pipe: PipeId, frame: Frame) {
+        let (fence, next, ended) = if let Frame::Chunk(chunk) = &frame {
+            self.segments.append(chunk);
+            let mut next = [0, 0];
+            next[index_of(chunk.stream)] = chunk.offset + chunk.data.len() as u64;
+            (chunk.fence, next, false)
+        } else if let Frame::OutputEnd(end) = &frame {
+            self.segments.end(end);
+            (end.fence, [end.stdout_bytes, end.stderr_bytes], true)
+        } else {
+            return; // the wire thread passes on nothing else
+        };
+        self.changed.insert(fence.job);
+        let claim = self
+            .touched
+            .entry((pipe, fence.into()))
+            .or_insert(OutputAck {
+                fence,
+                stdout_through: 0,
+                stderr_through: 0,
+                ended: false,
+            });
+        claim.stdout_through = claim.stdout_through.max(next[0]);
+        claim.stderr_through = claim.stderr_through.max(next[1]);
+        claim.ended |= ended;
+    }
+
+    fn finish_turn(&mut self) {
+        let appended = self.segments.batch_bytes() as u64;
+        match self.segments.commit(self.clock.wall().millis()) {
+            Ok(()) => {
+                if appended > 0 {
+                    self.status.appended_bytes.add(appended);
+                    self.status.set_trouble(None);
+                }
+                self.status.stored_bytes.set(self.segments.stored_bytes());
+                self.acknowledge();
+            }
+            Err(error) => self.fail(&error.to_string()),
+        }
+        for (read, reply) in std::mem::take(&mut self.reads) {
+            self.answer(read, reply);
+        }
+        for job in std::mem::take(&mut self.changed) {
+            self.wake(job);
+        }
+        if !self.out.is_empty() {
+            (self.answers)(&mut self.out);
+            self.out.clear();
+        }
+    }
+
+    /// Everything taken in is on disk.
+    fn acknowledge(&mut self) {
+        let mut pipe_bytes: Option<(PipeId, BytesMut)> = None;
+        for ((pipe, key), claim) in std::mem::take(&mut self.touched) {
+            let purged = JobId::new(key.job).is_some_and(|job| self.segments.is_purged(job));
+            // Output of a purged job is not stored, and not to be sent again either.
+            let ack = if purged {
+                claim
+            } else {
+                self.segments.ack(claim.fence)
+            };
+            if pipe_bytes.as_ref().is_none_or(|(same, _)| *same != pipe) {
+                self.out.extend(pipe_bytes.take().map(acks));
+                pipe_bytes = Some((pipe, BytesMut::new()));
+            }
+            if let Some((_, bytes)) = &mut pipe_bytes {
+                Frame::OutputAck(ack).encode(bytes);
+            }
+        }
+        self.out.extend(pipe_bytes.map(acks));
+        for reply in self.purges.drain(..) {
+            let _gone = reply.send(()).is_err();
+        }
+    }
+
+    /// Nothing of this turn is stored: the workers keep it. Dropping the purges' replies tells their askers.
+    fn fail(&mut self, error: &str) {
+        tracing::error!(%error, "output cannot be stored; workers keep theirs");
+        self.status
+            .set_trouble(Some(format!("output cannot be stored: {error}")));
+        self.status.failures.add(1);
+        self.purges.clear();
+        let pipes: BTreeSet<PipeId> = self.touched.keys().map(|(pipe, _)| *pipe).collect();
+        self.touched.clear();
+        for pipe in pipes {
+            self.refuse(pipe);
+        }
+    }
+
+    fn refuse(&mut self, pipe: PipeId) {
+        if self.refused.insert(pipe) {
+            self.out.push(Answer::Refuse { pipe });
+        }
+    }
+
+    fn answer(&mut self, read: Read, reply: Reply) {
+        let result = self.segments.read(&read);
+        if let Ok(page) = &result
+            && read.wait
+            && page.pieces.is_empty()
+            && page.ended.is_none()
+            // A newer attempt is news, also if it came in the very turn of the question.
+            && self.latest(read.job, page.attempt) == page.attempt
+        {
+            let attempt = page.attempt;
+            return self.wait(Waiter {
+                read,
+                reply,
+                attempt,
+            });
+        }
+        drop(reply.send(result));
+    }
+
+    fn wait(&mut self, waiter: Waiter) {
+        if self.waiting >= WAITING_READERS_MAX {
+            self.sweep();
+        }
+        if self.waiting >= WAITING_READERS_MAX {
+            let error = format!(
+                "{WAITING_READERS_MAX} readers wait for output already, which is the limit"
+            );
+            drop(waiter.reply.send(Err(ReadError::Io(error))));
+            return;
+        }
+        self.waiting += 1;
+        self.waiters
+            .entry(waiter.read.job)
+            .or_default()
+            .push(waiter);
+    }
+
+    /// Looks again for those who wait for this job's output.
+    fn wake(&mut self, job: JobId) {
+        let waiters = self.waiters.remove(&job).unwrap_or_default();
+        self.waiting -= waiters.len();
+        for waiter in waiters {
+            if waiter.reply.is_closed() {
+                continue;
+            }
+            let result = self.segments.read(&waiter.read);
+            let attempt = result.as_ref().map_or(0, |page| page.attempt);
+            let nothing = result
+                .as_ref()
+                .is_ok_and(|page| page.pieces.is_empty() && page.ended.is_none());
+            if nothing && self.latest(job, attempt) == waiter.attempt {
+                self.wait(waiter);
+            } else {
+                drop(waiter.reply.send(result));
+            }
+        }
+    }
+
+    /// The newest attempt with output.
+    fn latest(&self, job: JobId, at_least: u16) -> u16 {
+        let attempts = self.segments.attempts(job).unwrap_or_default();
+        let latest = attempts.iter().map(|attempt| attempt.attempt).max();
+        latest.unwrap_or(0).max(at_least)
+    }
+
+    /// Forgets readers that gave up.
+    fn sweep(&mut self) {
+        self.waiters.retain(|_, waiters| {
+            waiters.retain(|waiter| !waiter.reply.is_closed());
+            !waiters.is_empty()
+        });
+        self.waiting = self.waiters.values().map(Vec::len).sum();
+    }
+
+    fn keep_house(&mut self) {
+        let now = self.clock.now();
+        if now < self.housekeeping_due {
+            return;
+        }
+        self.housekeeping_due = now + HOUSEKEEPING;
+        self.sweep();
+        if self.segments.is_broken() {
+            match self.segments.recover() {
+                Ok(()) => tracing::info!("output can be stored again"),
+                Err(error) => tracing::error!(%error, "output still cannot be stored"),
+            }
+        }
+        match self.segments.retire_one(self.clock.wall().millis()) {
+            Ok(retired) => self.status.retired_segments.add(u64::from(retired)),
+            Err(error) => tracing::error!(%error, "an old output segment could not be deleted"),
+        }
+    }
+}
+
+fn acks((pipe, bytes): (PipeId, BytesMut)) -> Answer {
+    Answer::Acks { pipe, bytes }
+}

@@ -1,0 +1,423 @@
+//! The output thread from outside: what pipes send is what readers get, whatever happens in between.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hostler_server::clock::Clock;
+use hostler_server::output::{self, Answer, Handle, Options, Page, PipeId, Read, ReadError};
+use hostler_wire::decoder::Decoder;
+use hostler_wire::frame::{Chunk, Frame, OutputAck, OutputEnd, Stream};
+use hostler_wire::limits::FRAME_BYTES_MAX;
+use hostler_wire::{Attempt, Epoch, Fence, JobId};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PIPE: PipeId = 1;
+
+/// A running output thread and the worker's view of it.
+struct Trial {
+    output: Handle,
+    answers: Receiver<Answer>,
+    thread: JoinHandle<()>,
+    acks: BTreeMap<Fence, OutputAck>,
+}
+
+impl Trial {
+    fn start(options: Options) -> Self {
+        let (sender, answers) = channel();
+        let tell = Box::new(move |batch: &mut Vec<Answer>| {
+            for answer in batch.drain(..) {
+                drop(sender.send(answer)); // the test may be over
+            }
+        });
+        let (output, thread) = output::spawn(options, Clock::resume(None), tell).unwrap();
+        Self {
+            output,
+            answers,
+            thread,
+            acks: BTreeMap::new(),
+        }
+    }
+
+    fn stop(self) {
+        self.output.stop();
+        self.thread.join().unwrap();
+    }
+
+    fn send(&self, frames: Vec<Frame>) {
+        self.output.frames(PIPE, frames, 1);
+    }
+
+    /// Waits until an attempt is acknowledged as far as `enough` says.
+    fn acked(&mut self, fence: Fence, enough: impl Fn(&OutputAck) -> bool) -> OutputAck {
+        loop {
+            if let Some(ack) = self.acks.get(&fence)
+                && enough(ack)
+            {
+                return *ack;
+            }
+            match self.answers.recv_timeout(PATIENCE).unwrap() {
+                Answer::Acks { bytes, .. } => {
+                    let mut decoder = Decoder::new();
+                    decoder.accept_up_to(FRAME_BYTES_MAX);
+                    decoder.buffer().extend_from_slice(&bytes);
+                    while let Some(frame) = decoder.next_frame().unwrap() {
+                        let Frame::OutputAck(ack) = frame else {
+                            panic!("{frame:?}");
+                        };
+                        self.acks.insert(ack.fence, ack);
+                    }
+                }
+                Answer::Taken { .. } => {}
+                Answer::Refuse { pipe } => panic!("pipe {pipe} was refused"),
+            }
+        }
+    }
+
+    fn page(&self, read: Read) -> Result<Page, ReadError> {
+        self.output.read(read).blocking_recv().unwrap()
+    }
+
+    /// All of a stream, or of both, page by page.
+    fn all(&self, job: u64, stream: Option<Stream>) -> Vec<u8> {
+        let mut read = read(job, stream);
+        let mut all = Vec::new();
+        loop {
+            let page = self.page(read).unwrap();
+            if page.pieces.is_empty() {
+                return all;
+            }
+            page.pieces.iter().for_each(|piece| all.extend(&piece.data));
+            read.from = page.next;
+        }
+    }
+}
+
+fn options(dir: &Path) -> Options {
+    Options {
+        dir: PathBuf::from(dir),
+        output_bytes_max: 16 << 20,
+        segment_bytes: 1 << 20,
+        keep: Duration::from_secs(3_600),
+        total_bytes_max: 1 << 40,
+    }
+}
+
+fn read(job: u64, stream: Option<Stream>) -> Read {
+    Read {
+        job: JobId::new(job).unwrap(),
+        attempt: None,
+        stream,
+        from: 0,
+        max: 70_000,
+        wait: false,
+    }
+}
+
+fn fence(job: u64, attempt: u16) -> Fence {
+    Fence {
+        job: JobId::new(job).unwrap(),
+        epoch: Epoch::new(1),
+        attempt: Attempt::new(attempt).unwrap(),
+    }
+}
+
+fn chunk(fence: Fence, stream: Stream, offset: u64, data: &[u8]) -> Frame {
+    Frame::Chunk(Chunk {
+        fence,
+        stream,
+        offset,
+        at_ms: 1,
+        data: Bytes::copy_from_slice(data),
+    })
+}
+
+fn end(fence: Fence, stdout_bytes: u64, stderr_bytes: u64) -> Frame {
+    Frame::OutputEnd(OutputEnd {
+        fence,
+        stdout_bytes,
+        stderr_bytes,
+        dropped_bytes: 0,
+    })
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+#[test]
+fn interleaved_streams_of_several_jobs_come_back_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(options(dir.path()));
+    let size = 600_000;
+    let texts: Vec<[Vec<u8>; 2]> = (1..=3)
+        .map(|job| [bytes(job, size), bytes(job + 10, size)])
+        .collect();
+    for at in (0..size).step_by(10_000) {
+        let mut frames = Vec::new();
+        for (job, text) in (1..).zip(&texts) {
+            for (stream, text) in [Stream::Stdout, Stream::Stderr].into_iter().zip(text) {
+                frames.push(chunk(
+                    fence(job, 1),
+                    stream,
+                    at as u64,
+                    &text[at..at + 10_000],
+                ));
+            }
+        }
+        t.send(frames);
+    }
+    for (job, text) in (1..).zip(&texts) {
+        t.send(vec![end(fence(job, 1), size as u64, size as u64)]);
+        t.acked(fence(job, 1), |ack| ack.ended);
+        assert_eq!(t.all(job, Some(Stream::Stdout)), text[0]);
+        assert_eq!(t.all(job, Some(Stream::Stderr)), text[1]);
+        assert_eq!(t.all(job, None).len(), 2 * size);
+    }
+    let page = t.page(read(1, None)).unwrap();
+    assert_eq!((page.cut, page.stored), (0, 2 * size as u64));
+    assert!(page.ended.is_some());
+    t.stop();
+}
+
+#[test]
+fn a_piece_sent_again_with_another_cut_is_stored_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(options(dir.path()));
+    let f = fence(1, 1);
+    t.send(vec![chunk(f, Stream::Stdout, 0, b"hello ")]);
+    t.send(vec![chunk(f, Stream::Stdout, 0, b"hello world")]);
+    t.send(vec![chunk(f, Stream::Stdout, 3, b"lo")]);
+    t.send(vec![end(f, 11, 0), end(f, 11, 0)]);
+    let ack = t.acked(f, |ack| ack.ended);
+    assert_eq!(ack.stdout_through, 11);
+    assert_eq!(t.all(1, None), b"hello world");
+    t.stop();
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_restart_and_the_rest_is_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = bytes(5, 3_000_000); // several segments
+    let f = fence(7, 2);
+    let mut acked = 0;
+    for round in 0..6 {
+        let mut t = Trial::start(options(dir.path()));
+        let stop = (round + 1) * 500_000;
+        let mut offset = acked;
+        while offset < stop {
+            t.send(vec![chunk(
+                f,
+                Stream::Stdout,
+                offset as u64,
+                &text[offset..offset + 50_000],
+            )]);
+            offset += 50_000;
+        }
+        let some = acked as u64;
+        let ack = t.acked(f, |ack| ack.stdout_through > some);
+        // The worker hears of part of it only; then the server is gone, without a farewell.
+        acked = usize::try_from(ack.stdout_through).unwrap();
+        acked -= acked % 50_000;
+        t.stop();
+    }
+    let mut t = Trial::start(options(dir.path()));
+    while acked < text.len() {
+        t.send(vec![chunk(
+            f,
+            Stream::Stdout,
+            acked as u64,
+            &text[acked..acked + 50_000],
+        )]);
+        acked += 50_000;
+    }
+    t.send(vec![end(f, text.len() as u64, 0)]);
+    t.acked(f, |ack| ack.ended);
+    assert_eq!(t.all(7, Some(Stream::Stdout)), text);
+    assert_eq!(t.page(read(7, None)).unwrap().attempt, 2);
+    t.stop();
+}
+
+#[test]
+fn too_much_output_keeps_head_and_tail_and_says_what_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(Options {
+        output_bytes_max: 1 << 20,
+        ..options(dir.path())
+    });
+    let text = bytes(9, 10 << 20);
+    let f = fence(1, 1);
+    for (i, piece) in text.chunks(60_000).enumerate() {
+        t.send(vec![chunk(f, Stream::Stdout, i as u64 * 60_000, piece)]);
+    }
+    t.send(vec![end(f, text.len() as u64, 0)]);
+    t.acked(f, |ack| ack.ended);
+    let check = |t: &Trial| {
+        let kept = t.all(1, Some(Stream::Stdout));
+        let page = t.page(read(1, Some(Stream::Stdout))).unwrap();
+        assert_eq!(page.cut, (text.len() - kept.len()) as u64);
+        assert_eq!(page.stored, text.len() as u64);
+        assert!(
+            kept.len() <= 1 << 20 && kept.len() > (1 << 20) - (130 << 10),
+            "{}",
+            kept.len()
+        );
+        assert!(kept.starts_with(&text[..64 << 10]));
+        let same = kept
+            .iter()
+            .rev()
+            .zip(text.iter().rev())
+            .take_while(|(a, b)| a == b)
+            .count();
+        assert!(
+            same >= 850 << 10,
+            "{same} of {} bytes at the end",
+            kept.len()
+        );
+    };
+    check(&t);
+    // The dead middle's segments are gone: ten segments were written.
+    let segments = std::fs::read_dir(dir.path()).unwrap();
+    let segments = segments.filter(|f| f.as_ref().unwrap().path().extension().unwrap() == "seg");
+    assert!(segments.count() <= 5);
+    t.stop();
+    let t = Trial::start(options_with_limit(dir.path()));
+    check(&t);
+    t.stop();
+}
+
+fn options_with_limit(dir: &Path) -> Options {
+    Options {
+        output_bytes_max: 1 << 20,
+        ..options(dir)
+    }
+}
+
+#[test]
+fn what_the_worker_dropped_is_a_counted_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(options(dir.path()));
+    let f = fence(1, 1);
+    t.send(vec![
+        chunk(f, Stream::Stdout, 0, b"head"),
+        chunk(f, Stream::Stdout, 1_000, b"tail"),
+        end(f, 1_010, 0),
+    ]);
+    t.acked(f, |ack| ack.ended);
+    let page = t.page(read(1, Some(Stream::Stdout))).unwrap();
+    let pieces: Vec<_> = page
+        .pieces
+        .iter()
+        .map(|p| (p.offset, &p.data[..]))
+        .collect();
+    assert_eq!(pieces, [(0, &b"head"[..]), (1_000, b"tail")]);
+    assert_eq!(page.cut, 1_002);
+    t.stop();
+}
+
+#[test]
+fn a_follower_is_woken_by_a_piece_by_the_end_and_by_a_new_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = Trial::start(options(dir.path()));
+    let follow = |from, attempt| Read {
+        from,
+        attempt,
+        wait: true,
+        ..read(1, None)
+    };
+    let first = t.output.read(follow(0, None));
+    t.send(vec![chunk(fence(1, 1), Stream::Stdout, 0, b"one")]);
+    let page = first.blocking_recv().unwrap().unwrap();
+    assert_eq!(
+        (page.attempt, &page.pieces[0].data[..], page.next),
+        (1, &b"one"[..], 3)
+    );
+
+    drop(t.output.read(follow(3, None))); // one that gave up
+    let second = t.output.read(follow(3, Some(1)));
+    t.send(vec![chunk(fence(1, 2), Stream::Stdout, 0, b"two")]);
+    let page = second.blocking_recv().unwrap().unwrap();
+    assert!(page.pieces.is_empty() && page.ended.is_none());
+
+    let third = t.output.read(follow(3, Some(2)));
+    t.send(vec![end(fence(1, 2), 3, 0)]);
+    let page = third.blocking_recv().unwrap().unwrap();
+    assert!(page.pieces.is_empty() && page.ended.is_some());
+    t.stop();
+}
+
+#[test]
+fn a_purged_job_has_no_output_whatever_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(options(dir.path()));
+    let (f, other) = (fence(1, 1), fence(2, 1));
+    for at in 0..40 {
+        t.send(vec![chunk(
+            f,
+            Stream::Stdout,
+            at * 60_000,
+            &bytes(at, 60_000),
+        )]);
+    }
+    t.send(vec![
+        end(f, 2_400_000, 0),
+        chunk(other, Stream::Stdout, 0, b"stays"),
+    ]);
+    t.acked(f, |ack| ack.ended);
+    let job = JobId::new(1).unwrap();
+    t.output.purge(job).blocking_recv().unwrap();
+    for _ in 0..2 {
+        assert!(t.all(1, None).is_empty());
+        assert_eq!(t.all(2, None), b"stays");
+        assert!(t.output.attempts(job).blocking_recv().unwrap().is_empty());
+        // A late piece is acknowledged, so that its worker forgets it, and not stored.
+        t.send(vec![
+            chunk(fence(1, 2), Stream::Stdout, 0, b"late"),
+            end(fence(1, 2), 4, 0),
+        ]);
+        t.acked(fence(1, 2), |ack| ack.ended && ack.stdout_through == 4);
+        assert!(t.all(1, None).is_empty());
+        t.stop();
+        t = Trial::start(options(dir.path()));
+    }
+    t.stop();
+}
+
+#[test]
+fn a_hundred_thousand_attempts_are_each_found_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = 100_000;
+    let mut t = Trial::start(options(dir.path()));
+    for jobs in (1..=count).collect::<Vec<u64>>().chunks(1_000) {
+        let frames = jobs.iter().flat_map(|job| {
+            let line = format!("line of {job}\n");
+            let bytes = line.len() as u64;
+            [
+                chunk(fence(*job, 1), Stream::Stdout, 0, line.as_bytes()),
+                end(fence(*job, 1), bytes, 0),
+            ]
+        });
+        t.send(frames.collect());
+    }
+    t.acked(fence(count, 1), |ack| ack.ended);
+    for _ in 0..2 {
+        for job in (1..=count).step_by(997) {
+            assert_eq!(t.all(job, None), format!("line of {job}\n").into_bytes());
+        }
+        assert!(t.all(count + 1, None).is_empty());
+        t.stop();
+        t = Trial::start(options(dir.path()));
+    }
+    t.stop();
+}

@@ -1,0 +1,43 @@
+//! Where the binary under test is, and how large the tests are.
+//!
+//! This package cannot depend on `hostler-cli` (nothing does), so cargo does not build the binary for it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The `hostler` binary: `HOSTLER_BIN`, else the one cargo built beside this test.
+///
+/// # Panics
+/// With the command that builds it, if there is none.
+pub fn find_binary() -> PathBuf {
+    if let Some(path) = env::var_os("HOSTLER_BIN") {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "HOSTLER_BIN={} is no file", path.display());
+        return path.canonicalize().unwrap();
+    }
+    // target/debug/deps/e2e-0123456789abcdef → target/debug/hostler
+    let test = env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let binary = profile.join("hostler");
+    let release = if profile.ends_with("release") {
+        " --release"
+    } else {
+        ""
+    };
+    assert!(
+        binary.is_file(),
+        "there is no {}: build it with `cargo build{release} -p hostler-cli`, or name one in HOSTLER_BIN",
+        binary.display(),
+    );
+    binary
+}
+
+/// Whether the tests run at their full size (`HOSTLER_TESTS_FULL=1`), which takes many minutes.
+pub fn full() -> bool {
+    env::var_os("HOSTLER_TESTS_FULL").is_some_and(|value| value == "1")
+}
+
+/// One of two figures: the one for every day, or the full one.
+pub fn size(small: usize, large: usize) -> usize {
+    if full() { large } else { small }
+}

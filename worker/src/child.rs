@@ -1,0 +1,376 @@
+//! A running process: its pipes, its end, its signals.
+//!
+//! The end of the main process is the end of the attempt, not the end of its pipes, which a child it left behind may
+//! hold for ever: after the exit what the pipes hold is read, 200 ms at most, and then they are closed (semantics 26).
+//!
+//! A process that was told to end is gone when its whole group is: the dead main process is left unreaped until
+//! then, so that its number, by which the group is called, cannot become somebody else's. Only our own children are
+//! ever reaped.
+//!
+//! Not here: starting it (`spawn`), when to signal it (`session`), what becomes of its output (`output`).
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ChildStdin;
+
+use bytes::{Buf, Bytes};
+use hostler_wire::frame::Stream;
+use hostler_wire::limits::STDERR_TAIL_BYTES_MAX;
+use hostler_wire::{Detail, Fence, Outcome, Usage};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+use crate::clock::{Span, Time};
+use crate::spawn::Spawned;
+use crate::usage;
+
+/// How long pipes are read after the main process has ended.
+const READ_ON: Span = Span::from_ms(200);
+/// How often we look whether a group that was told to end is gone, once its main process is.
+const LOOK_AGAIN: Span = Span::from_ms(50);
+/// How long after KILL the group is waited for: what still stands then is stuck in the kernel.
+const STUCK: Span = Span::from_ms(1_000);
+
+/// A running process.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) fence: Fence,
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) stdin: Option<Feed>,
+    stdout: Pipe,
+    stderr: Pipe,
+    /// The end of standard error, a little more than is reported.
+    tail: Vec<u8>,
+    exited_at: Option<Time>,
+    /// It was signalled by us before it ended.
+    told: bool,
+    killed_at: Option<Time>,
+    look_at: Time,
+}
+
+/// One of its outputs.
+#[derive(Debug)]
+struct Pipe {
+    fd: Option<OwnedFd>,
+    bytes: u64,
+    /// Stands in the loop's line of pipes to be read.
+    queued: bool,
+}
+
+/// What is still to be written to its standard input.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) pipe: ChildStdin,
+    rest: Bytes,
+}
+
+/// What a read of a pipe gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing for now.
+    Later,
+    /// Nothing for ever.
+    End,
+}
+
+impl Child {
+    pub(crate) fn new(fence: Fence, spawned: Spawned, stdin: Option<Bytes>) -> Self {
+        let pipe = |fd| Pipe {
+            fd,
+            bytes: 0,
+            queued: false,
+        };
+        Self {
+            fence,
+            pid: spawned.pid,
+            pidfd: spawned.pidfd,
+            stdin: spawned
+                .stdin
+                .zip(stdin)
+                .map(|(pipe, rest)| Feed { pipe, rest }),
+            stdout: pipe(spawned.stdout),
+            stderr: pipe(spawned.stderr),
+            tail: Vec::new(),
+            exited_at: None,
+            told: false,
+            killed_at: None,
+            look_at: Time::default(),
+        }
+    }
+
+    pub(crate) fn pipe(&self, stream: Stream) -> Option<BorrowedFd<'_>> {
+        match stream {
+            Stream::Stdout => self.stdout.fd.as_ref(),
+            Stream::Stderr => self.stderr.fd.as_ref(),
+        }
+        .map(AsFd::as_fd)
+    }
+
+    /// Whether that pipe stands in the loop's line of pipes to be read.
+    pub(crate) fn queued(&mut self, stream: Stream) -> &mut bool {
+        match stream {
+            Stream::Stdout => &mut self.stdout.queued,
+            Stream::Stderr => &mut self.stderr.queued,
+        }
+    }
+
+    /// Bytes read so far of standard output and standard error.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.stdout.bytes, self.stderr.bytes)
+    }
+
+    pub(crate) fn exited(&self) -> bool {
+        self.exited_at.is_some()
+    }
+
+    /// Writes what its standard input takes; closes it at the end, or when it is not read any more.
+    pub(crate) fn feed(&mut self) {
+        let Some(feed) = &mut self.stdin else { return };
+        while !feed.rest.is_empty() {
+            match feed.pipe.write(&feed.rest) {
+                Ok(n) => feed.rest.advance(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It has closed its end: its own affair.
+                Err(_) => break,
+            }
+        }
+        self.stdin = None;
+    }
+
+    /// Reads once into `buffer`.
+    pub(crate) fn read(&mut self, stream: Stream, buffer: &mut [u8]) -> Read {
+        let pipe = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let Some(fd) = &pipe.fd else { return Read::End };
+        let n = loop {
+            match rustix::io::read(fd, &mut *buffer) {
+                Ok(0) => break 0,
+                Ok(n) => break n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Read::Later,
+                Err(_) => break 0,
+            }
+        };
+        if n == 0 {
+            pipe.fd = None;
+            return Read::End;
+        }
+        pipe.bytes += n as u64;
+        if stream == Stream::Stderr {
+            keep_tail(&mut self.tail, &buffer[..n]);
+        }
+        Read::Bytes(n)
+    }
+
+    /// Signals the group, unless the main process has ended by itself.
+    pub(crate) fn end(&mut self, now: Time, force: bool) {
+        self.notice_exit(now);
+        if self.exited() && !self.told {
+            return;
+        }
+        self.told = true;
+        let signal = if force { Signal::KILL } else { Signal::TERM };
+        if force {
+            self.killed_at = Some(now);
+            self.look_at = now;
+        }
+        signal_group(self.pid, signal);
+    }
+
+    /// Looks whether the main process has ended, without reaping it.
+    pub(crate) fn notice_exit(&mut self, now: Time) {
+        if self.exited() {
+            return;
+        }
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), look);
+        if !matches!(status, Ok(None)) {
+            self.exited_at = Some(now);
+            self.look_at = now;
+            self.stdin = None;
+        }
+    }
+
+    /// When to ask [`is_over`](Self::is_over) again; `None` while it runs.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        let exited_at = self.exited_at?;
+        let read_until = exited_at + READ_ON;
+        Some(if self.told { self.look_at } else { read_until })
+    }
+
+    /// Whether everything that is to be waited for has come: the exit, the rest of the output, and the end of the
+    /// group if that was told to end.
+    pub(crate) fn is_over(&mut self, now: Time) -> bool {
+        let Some(exited_at) = self.exited_at else {
+            return false;
+        };
+        let read =
+            self.stdout.fd.is_none() && self.stderr.fd.is_none() || now >= exited_at + READ_ON;
+        if !self.told {
+            return read;
+        }
+        if self.killed_at.is_some_and(|at| now >= at + STUCK) {
+            return true;
+        }
+        if now < self.look_at {
+            return false;
+        }
+        self.look_at = now + LOOK_AGAIN;
+        let group = self.pid.as_raw_nonzero().get().unsigned_abs();
+        let gone = usage::groups(&[group])
+            .get(&group)
+            .is_none_or(|left| left.processes == 0);
+        gone && read
+    }
+
+    /// Reaps it: how it ended, and whether we had told it to.
+    pub(crate) fn reap(&mut self) -> (Outcome, Detail, bool) {
+        let (status, mut usage) = wait4(self.pid);
+        (usage.stdout_bytes, usage.stderr_bytes) = self.bytes();
+        let mut detail = Detail {
+            usage: Some(usage),
+            ..Detail::default()
+        };
+        let outcome = match status {
+            Status::Exited(0) => Outcome::Succeeded,
+            Status::Exited(code) => Outcome::Exited { code },
+            Status::Signalled(signal) => Outcome::Signalled { signal },
+        };
+        match status {
+            Status::Exited(code) => detail.exit_code = Some(code),
+            Status::Signalled(signal) => detail.signal = Some(signal),
+        }
+        if outcome != Outcome::Succeeded {
+            let tail = std::mem::take(&mut self.tail);
+            detail.stderr_tail = tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..].to_vec();
+        }
+        (outcome, detail, self.told)
+    }
+
+    /// The worker itself is about to end, and nobody would look after this one any more.
+    pub(crate) fn abandon(&self) {
+        signal_group(self.pid, Signal::KILL);
+    }
+}
+
+/// Signals the group of a child that is not reaped: the number is still its own.
+pub(crate) fn signal_group(leader: Pid, signal: Signal) {
+    if let Err(error) = rustix::process::kill_process_group(leader, signal) {
+        // A program that changed its user is beyond us; that nobody is left to hear is no error.
+        tracing::debug!(group = %leader, %error, "signal not delivered");
+    }
+}
+
+/// Keeps the last bytes; moves them only once as many more have come.
+fn keep_tail(tail: &mut Vec<u8>, new: &[u8]) {
+    if let Some(enough) = new.last_chunk::<STDERR_TAIL_BYTES_MAX>() {
+        tail.clear();
+        tail.extend_from_slice(enough);
+        return;
+    }
+    if tail.len() + new.len() > 2 * STDERR_TAIL_BYTES_MAX {
+        tail.drain(..tail.len() - STDERR_TAIL_BYTES_MAX);
+    }
+    tail.extend_from_slice(new);
+}
+
+/// How a main process ended.
+#[derive(Clone, Copy, Debug)]
+enum Status {
+    Exited(u8),
+    Signalled(u8),
+}
+
+/// Reaps one child of ours that has exited, with what it and the children it had reaped have used.
+#[expect(
+    unsafe_code,
+    reason = "neither std nor rustix gives the resource usage of one child"
+)]
+fn wait4(pid: Pid) -> (Status, Usage) {
+    let mut status = 0;
+    // SAFETY: `rusage` holds integers only, so all zeros is a value of it.
+    let mut rusage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live, writable values of the types wait4 fills, and it keeps neither.
+    let reaped = unsafe {
+        libc::wait4(
+            pid.as_raw_nonzero().get(),
+            &raw mut status,
+            0,
+            &raw mut rusage,
+        )
+    };
+    assert_eq!(
+        reaped,
+        pid.as_raw_nonzero().get(),
+        "a child is reaped once, after its exit was seen"
+    );
+    let small = |n: i32| u8::try_from(n).expect("the kernel keeps eight bits of it");
+    let status = if libc::WIFSIGNALED(status) {
+        Status::Signalled(small(libc::WTERMSIG(status)))
+    } else {
+        Status::Exited(small(libc::WEXITSTATUS(status)))
+    };
+    let ms = |time: libc::timeval| (time.tv_sec * 1_000 + time.tv_usec / 1_000).unsigned_abs();
+    let usage = Usage {
+        user_ms: ms(rusage.ru_utime),
+        system_ms: ms(rusage.ru_stime),
+        peak_rss_bytes: rusage.ru_maxrss.unsigned_abs() * 1_024,
+        ..Usage::default()
+    };
+    (status, usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use hostler_wire::frame::Command;
+    use hostler_wire::{Attempt, Epoch, JobId};
+
+    use super::*;
+    use crate::spawn::Spawner;
+
+    #[test]
+    fn what_ended_before_it_was_told_to_ended_by_itself() {
+        let fence = Fence {
+            job: JobId::MIN,
+            epoch: Epoch::new(1),
+            attempt: Attempt::FIRST,
+        };
+        let command = Command {
+            argv: vec!["true".to_owned()],
+            env: Vec::new(),
+            cwd: None,
+            stdin: None,
+        };
+        let spawned = Spawner::new("w-1".to_owned())
+            .spawn(fence, &command, false)
+            .unwrap();
+        let mut child = Child::new(fence, spawned, None);
+        // It has ended, but the loop has not noticed yet.
+        let exit = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), exit).unwrap();
+        child.end(Time::default(), true);
+        assert!(child.exited() && child.is_over(Time::default()));
+        let (outcome, _, told) = child.reap();
+        assert_eq!((outcome, told), (Outcome::Succeeded, false));
+    }
+
+    #[test]
+    fn the_tail_is_the_end_whatever_the_pieces() {
+        let text: Vec<u8> = (0..40_000u32).map(|n| (n % 251) as u8).collect();
+        for piece in [1, 100, 4_000, 4_096, 5_000, 40_000] {
+            let mut tail = Vec::new();
+            for part in text.chunks(piece) {
+                keep_tail(&mut tail, part);
+                assert!(tail.len() <= 2 * STDERR_TAIL_BYTES_MAX);
+            }
+            assert!(tail.len() >= STDERR_TAIL_BYTES_MAX);
+            assert!(text.ends_with(&tail), "pieces of {piece}");
+        }
+    }
+}
