@@ -1112,7 +1112,7 @@ fn live_through(ground: &dyn Ground, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn recovery_from_sqlite_agrees_with_a_model(steps in steps()) {
