@@ -1112,7 +1112,7 @@ fn live_through(ground: &dyn Ground, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn recovery_from_sqlite_agrees_with_a_model(steps in steps()) {
@@ -1465,6 +1465,27 @@ fn a_batch_above_the_promised_block_gets_consecutive_ids() {
 }
 
 #[test]
+fn a_power_cut_never_takes_back_a_promise_that_ids_were_taken_from() {
+    let disk = Disk::new(7);
+    let desk = Desk::with(&disk, Limits::default());
+    let unsynced = || {
+        let mut submission = submission(40_000);
+        for draft in &mut submission.jobs {
+            draft.sync = false;
+        }
+        submission
+    };
+    let mut last = 0;
+    for _ in 0..3 {
+        let accepted = desk.submit(unsynced()).blocking_recv().unwrap().unwrap();
+        last = accepted.first.raw() + u64::from(accepted.count) - 1;
+    }
+    disk.lose_power();
+    let next = MemoryStore::open(&disk).opening().next_id;
+    assert!(next > id(last), "{next} was given out before");
+}
+
+#[test]
 fn a_tidy_stop_leaves_no_gap_in_the_ids_and_a_crash_no_doubles() {
     let disk = Disk::new(7);
     let mut desk = Desk::with(&disk, Limits::default());
@@ -1757,6 +1778,28 @@ fn a_mark_that_has_moved_leaves_recovery_little_to_read() {
     let facts = [t.succeeded(100)];
     t.commit(&[], &facts).unwrap();
     assert_eq!(count("SELECT count(*) FROM carried"), 4);
+}
+
+#[test]
+fn a_mark_on_its_way_keeps_what_living_jobs_above_it_need() {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    t.restored();
+    // More living jobs than one step copies: the mark stops between the two that are assigned.
+    t.submit(5_000);
+    let facts = [t.worker(1), t.assigned(1, &[(10, 1), (4_990, 1)])];
+    t.commit(&[], &facts).unwrap();
+    let before = t.restored();
+    let stamp = t.stamp();
+    assert!(t.store.maintain(&stamp).unwrap());
+    let mark: u64 = ground
+        .database()
+        .query_row("SELECT mark_id FROM meta", [], |row| row.get(0))
+        .unwrap();
+    assert!(mark < 4_990, "{mark}");
+    assert_eq!(t.restored(), before);
+    t.maintain();
+    assert_eq!(t.restored(), before);
 }
 
 // What only memory can show: its faults.

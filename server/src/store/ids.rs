@@ -1,12 +1,14 @@
 //! Job ids, sequential and never given out twice (not even if the process dies between taking one and committing it).
 //!
-//! The store remembers a promise: ids below it are used or may be. Each commit renews it a block ahead, for free, since it
-//! rides along with the commit's own row; so ids are only ever taken below a promise that is already on disk, and what was
-//! taken and not committed when the process died is skipped by the next one. A tidy stop takes the unused rest back.
+//! The store remembers a promise: ids below it are used or may be. Each commit renews it a block ahead, for free,
+//! since it rides along with the commit's own row; so ids are only ever taken below a promise that is already on disk,
+//! and what was taken and not committed when the process died is skipped by the next one. A tidy stop takes the unused
+//! rest back.
 
 use hostler_wire::JobId;
 
-/// How far ahead ids are promised: above what one batch takes, and small enough that the gap after a crash is no riddle.
+/// How far ahead ids are promised: above what one batch takes, and small enough that the gap after a crash is no
+/// riddle.
 pub(super) const BLOCK: u64 = 1 << 16;
 
 /// The ids not given out yet.

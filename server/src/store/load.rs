@@ -1,8 +1,8 @@
 //! Recovery: everything unfinished, read from SQLite in the order the engine asks for.
 //!
 //! What is carried over the mark, the shares after it, and the few rows of attempts and marks above it are folded into
-//! histories in memory; then one scan of `jobs` above the mark in id order, without those that have ended. Bodies are not
-//! read, and finished jobs below the mark cost nothing.
+//! histories in memory; then one scan of `jobs` above the mark in id order, without those that have ended. Bodies are
+//! not read, and finished jobs below the mark cost nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! One server a data directory: a lock file held by `flock` for the life of the process.
 //!
 //! The kernel drops the lock with the process, however it dies, so a killed server's is never in the way; it is opened
-//! close-on-exec, so no job keeps it either. The file says who holds it, for people and for the error of a second server.
+//! close-on-exec, so no job keeps it either. The file says who holds it, for people and for the error of a second
+//! server.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};

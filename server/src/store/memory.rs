@@ -1,8 +1,8 @@
 //! The store in memory: the simulator's and the tests', with faults on demand.
 //!
-//! A [`Disk`] outlives the stores opened on it, as a file outlives its servers. What a commit did not sync is lost with
-//! [`Disk::lose_power`]. Commits can be refused, made uncertain before or after they were applied, or held until they are
-//! let through.
+//! A [`Disk`] outlives the stores opened on it, as a file outlives its servers. What a commit did not sync is lost
+//! with [`Disk::lose_power`]. Commits can be refused, made uncertain before or after they were applied, or held until
+//! they are let through.
 //!
 //! It behaves as SQLite's store does (one conformance suite runs on both), and keeps its rows as they are told, without
 //! folding them: slow and obvious where that one is fast.

@@ -1,8 +1,8 @@
 //! Many attempts in few bytes: ranges of jobs with consecutive ids and the same attempt number, as three LEB128 numbers
 //! each: the first job's distance from the first of the range before, how many, the attempt.
 //!
-//! A worker's share of one commit is most often one range, so a row of `assigned` costs some five bytes however many jobs
-//! it names.
+//! A worker's share of one commit is most often one range, so a row of `assigned` costs some five bytes however many
+//! jobs it names.
 
 use hostler_wire::{Attempt, JobId};
 

@@ -1,7 +1,7 @@
 //! The reader threads: records and lists for people, bodies ahead of dispatch.
 //!
-//! Each reading thread has a reader of the store and a mailbox of its own. Bodies are best read by one that does nothing
-//! else, so that somebody's long list never keeps a worker waiting.
+//! Each reading thread has a reader of the store and a mailbox of its own. Bodies are best read by one that does
+//! nothing else, so that somebody's long list never keeps a worker waiting.
 //!
 //! Not here: what an answer looks like (`http`), live states (`dispatch`).
 

@@ -1,5 +1,5 @@
-//! What is dropped, and when (semantics 30): finished jobs and all that belongs to them 30 days after their end, keys after
-//! 24 hours, counters after 7 days. In small steps, by id range, only below the mark, never a living job.
+//! What is dropped, and when (semantics 30): finished jobs and all that belongs to them 30 days after their end, keys
+//! after 24 hours, counters after 7 days. In small steps, by id range, only below the mark, never a living job.
 //!
 //! A job that outlived the retention of its neighbours is dropped later, one by one: there are few.
 

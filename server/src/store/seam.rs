@@ -1,7 +1,7 @@
 //! The seam of facts: what any store must do. No SQL, row number, transaction or database error passes it.
 //!
-//! SQLite and the in-memory store stand behind it from the first day, and one conformance suite (`server/tests/store.rs`)
-//! runs on both.
+//! SQLite and the in-memory store stand behind it from the first day, and one conformance suite
+//! (`server/tests/store.rs`) runs on both.
 
 use std::fmt;
 use std::sync::Arc;

@@ -24,7 +24,8 @@ pub(super) const REASON_NAME: &str =
 pub(super) const CLASS: &str =
     "INSERT INTO classes (id, queue, max_attempts, spec) VALUES (?1, ?2, ?3, ?4)";
 pub(super) const JOB_PLAIN: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-pub(super) const JOB: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body, due_ms, expires_ms, deadline_ms, engine, \
+pub(super) const JOB: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body, due_ms, expires_ms, deadline_ms, \
+     engine, \
      retry_of, name, labels) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
 pub(super) const KEY_NEW: &str = "INSERT OR REPLACE INTO keys (token, key, hash, first, count, at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 pub(super) const WORKER: &str =
@@ -47,7 +48,8 @@ pub(super) const PURGE: &str =
     "UPDATE jobs SET body = NULL WHERE id = ?1 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = ?1)";
 pub(super) const META_COMMIT: &str = "UPDATE meta SET epoch = ?1, batch = ?2, engine_us = ?3, boot = ?4, boottime_us = ?5, wall_ms = ?6, \
      ids_through = ?7 WHERE one = 1";
-pub(super) const METRICS: &str = "INSERT OR REPLACE INTO metrics (at_ms, epoch, submitted, succeeded, failed, cancelled, expired, skipped, attempts, \
+pub(super) const METRICS: &str = "INSERT OR REPLACE INTO metrics (at_ms, epoch, submitted, succeeded, failed, cancelled, expired, skipped, \
+     attempts, \
      commits, refused, live) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 pub(super) const KEY: &str =
     "SELECT hash, first, count, at_ms FROM keys WHERE token = ?1 AND key = ?2";
@@ -57,7 +59,8 @@ pub(super) const CARRIED_ONE: &str = "SELECT job, attempt, ended, failures, loss
      run_started_us, due_us, due_ms, due_reason, cancelling FROM carried WHERE job = ?1";
 pub(super) const CARRIED_ALL: &str = "SELECT job, attempt, ended, failures, losses, later, ever_started, run_attempt, run_epoch, run_worker, \
      run_started_us, due_us, due_ms, due_reason, cancelling FROM carried ORDER BY job";
-pub(super) const CARRIED_PUT: &str = "INSERT OR REPLACE INTO carried (job, attempt, ended, failures, losses, later, ever_started, run_attempt, run_epoch, \
+pub(super) const CARRIED_PUT: &str = "INSERT OR REPLACE INTO carried (job, attempt, ended, failures, losses, later, ever_started, run_attempt, \
+     run_epoch, \
      run_worker, run_started_us, due_us, due_ms, due_reason, cancelling) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 pub(super) const CARRIED_DROP: &str = "DELETE FROM carried WHERE job = ?1";

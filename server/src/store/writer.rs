@@ -1,14 +1,16 @@
 //! The writer: the only thread that changes the store.
 //!
-//! Takes submissions and facts from its mailbox, makes one transaction of them, commits, and only then answers. A batch is
-//! what arrived while the last commit was on its way to disk: a quiet server commits one job at once, a busy one thousands
-//! for the same sync.
+//! Takes submissions and facts from its mailbox, makes one transaction of them, commits, and only then answers. A
+//! batch is what arrived while the last commit was on its way to disk: a quiet server commits one job at once, a busy
+//! one thousands for the same sync.
 //!
-//! The order after a commit is fixed: jobs into the lanes, then word to dispatch, then the answers. So a job is dispatched
-//! only after its commit (P2), an answer means on disk (P1), and whoever got one finds the job in the engine.
+//! The order after a commit is fixed: jobs into the lanes, then word to dispatch, then the answers. So a job is
+//! dispatched only after its commit (P2), an answer means on disk (P1), and whoever got one finds the job in the
+//! engine.
 //!
-//! A refused commit (disk full) refuses its submitters; facts stay queued in order and are tried again. After an unknown
-//! one nobody knows what the disk holds: submitters are told so, and the process ends. A deposed writer refuses everything.
+//! A refused commit (disk full) refuses its submitters; facts stay queued in order and are tried again. After an
+//! unknown one nobody knows what the disk holds: submitters are told so, and the process ends. A deposed writer
+//! refuses everything.
 //!
 //! Not here: what a fact means (`engine`), SQL (`sqlite`), what a list shows (`reader`).
 
@@ -38,7 +40,8 @@ use crate::store::seam::{
     StoreErrorKind, Submission, Totals,
 };
 
-/// Jobs in one commit, or one larger submission: 512 would cost 27 % of the speed, more wins nothing and delays answers.
+/// Jobs in one commit, or one larger submission: 512 would cost 27 % of the speed, more wins nothing and delays
+/// answers.
 const COMMIT_JOBS: usize = 4_096;
 /// Messages taken in one turn.
 const TURN_MESSAGES: usize = 16_384;
@@ -735,7 +738,8 @@ impl Writer {
         }
     }
 
-    /// Bodies go along while the budget lasts, and if the job may run now; else they are read back when it is their turn.
+    /// Bodies go along while the budget lasts, and if the job may run now; else they are read back when it is their
+    /// turn.
     fn push_run(&self, mut arrival: Arrival) {
         let bytes: usize = arrival.bodies.iter().map(Bytes::len).sum();
         let held = self.resident_bytes.load(Ordering::Relaxed);
@@ -801,7 +805,7 @@ impl Writer {
 
     /// Nobody knows what is on disk: whoever waits is told so, and the process must end.
     fn unknown(&mut self, turn: Turn, error: &StoreError) {
-        tracing::error!(%error, "a commit's outcome is unknown; the server stops, and recovers when it is started again");
+        tracing::error!(%error, "a commit's outcome is unknown; the server ends, and the next start recovers");
         self.health.set_store(Some(error.message.clone()));
         self.fail(turn, || SubmitError::Unknown(error.clone()));
         self.die(error.clone());
