@@ -47,6 +47,8 @@ const FETCH_AHEAD: u32 = 4_096;
 const RESTORE_BATCH: usize = 4_096;
 /// How long a stopping server waits for workers to give back what they have not started: a round trip and a commit.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How long a server that must end at once leaves HTTP to send the answers that say so.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Tells other processes where the server is; written when it is ready.
 const ADDRESSES_FILE: &str = "addresses.json";
 
@@ -275,8 +277,9 @@ fn start_threads(
         resident_bytes,
         notify: notify(&dispatch, dispatch_wake, control),
         fatal: Box::new(|error| {
-            // Its submitters have been told; the next start finds out what the disk holds.
+            // The next start finds out what the disk holds. Its submitters have been told; HTTP gets a moment to say so.
             tracing::error!(%error, "the outcome of a commit is unknown; ending to recover from disk");
+            std::thread::park_timeout(LAST_WORDS);
             std::process::abort();
         }),
         health: Arc::clone(&health),
