@@ -10,7 +10,6 @@ use hostler_wire::api::{LogEnd, LogPiece};
 use hyper::header::{self, HeaderName};
 use tokio::time::sleep;
 
-use crate::base64;
 use crate::client::{Ask, Client, encode};
 use crate::clock::Moment;
 use crate::exit::{Exit, Failure};
@@ -87,7 +86,7 @@ impl Printer {
         let data = match (&piece.data, &piece.data_b64) {
             (Some(text), _) => text.as_bytes(),
             (None, Some(text)) => {
-                decoded = base64::decode(text).ok_or_else(|| {
+                decoded = hostler_wire::api::base64::decode(text).ok_or_else(|| {
                     Failure::new(
                         Exit::Unreachable,
                         "the server sent output that is not base 64",

@@ -3,7 +3,6 @@
 //! Parse, run, end with the right code. What a command does is in `cmd`, what it prints in `output`, how it ends in
 //! `exit`.
 
-mod base64;
 mod client;
 mod clock;
 mod cmd;

@@ -10,7 +10,6 @@
 //!
 //! Not here: SQL (`store`), scheduling (`engine`), worker sockets (`net`).
 
-mod base64;
 mod body;
 mod conn;
 mod guard;

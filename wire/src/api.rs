@@ -6,6 +6,7 @@
 //!
 //! Not here: anything that knows a caller, a database or a status code's meaning.
 
+pub mod base64;
 pub mod job;
 pub mod problem;
 pub mod query;

@@ -16,7 +16,6 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
 
-use crate::base64;
 use crate::duration::{self, millis};
 use crate::exit::Failure;
 
@@ -129,7 +128,12 @@ impl SpecArgs {
             None => (None, None),
             Some(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => (Some(Cow::Owned(text)), None),
-                Err(error) => (None, Some(Cow::Owned(base64::encode(error.as_bytes())))),
+                Err(error) => (
+                    None,
+                    Some(Cow::Owned(hostler_wire::api::base64::encode(
+                        error.as_bytes(),
+                    ))),
+                ),
             },
         };
         let retry = (self.retries.is_some() || self.backoff.is_some()).then(|| RetryRequest {

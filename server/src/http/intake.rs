@@ -928,7 +928,7 @@ fn stdin(job: &JobRequest<'_>) -> Checked<Option<Bytes>> {
         )),
         (Some(text), None) if text.len() > BODY_BYTES_MAX => Err(too_large("/stdin", text.len())),
         (Some(text), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
-        (None, Some(text)) => match super::base64::decode(text) {
+        (None, Some(text)) => match hostler_wire::api::base64::decode(text) {
             Some(bytes) => Ok(Some(bytes.into())),
             None => Err(wrong("/stdin_b64", "is not base 64 with its padding")),
         },

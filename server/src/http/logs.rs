@@ -31,7 +31,7 @@ use crate::http::body::{Body, Cut};
 use crate::http::params::{Params, wrong};
 use crate::http::problem::{Code, Refusal};
 use crate::http::query::{self, Known};
-use crate::http::{Parts, asked, base64};
+use crate::http::{Parts, asked};
 use crate::output::{Page, Piece, Read, ReadError};
 use crate::store::seam::Record;
 
@@ -823,7 +823,9 @@ impl Feed {
             attempt: self.attempt,
             offset: piece.offset,
             data: utf8.map(Cow::Borrowed),
-            data_b64: utf8.is_none().then(|| Cow::Owned(base64::encode(data))),
+            data_b64: utf8
+                .is_none()
+                .then(|| Cow::Owned(hostler_wire::api::base64::encode(data))),
         };
         if self.form == Form::Lines {
             return line(text, &told);
