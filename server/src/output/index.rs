@@ -391,9 +391,9 @@ mod tests {
                 stderr_bytes: 0,
                 dropped_bytes: 0,
             }),
-            rules: (job % 2 == 0).then_some(Rules {
-                limit_bytes: (job % 4 == 0).then_some(job),
-                streamed: job % 8 == 0,
+            rules: job.is_multiple_of(2).then_some(Rules {
+                limit_bytes: job.is_multiple_of(4).then_some(job),
+                streamed: job.is_multiple_of(8),
             }),
             extents: vec![Extent {
                 segment: 1,
