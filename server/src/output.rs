@@ -35,6 +35,9 @@ use crate::metrics::Counter;
 /// will have other numbers.
 pub const LOCAL_SEGMENTS: u32 = 0;
 
+/// The smallest limit of an attempt's output: with less, head and tail would be made of crumbs.
+pub const LIMIT_BYTES_MIN: u64 = 4_096;
+
 /// Most bytes of one page, whatever was asked for: so a reader never holds up writing for long.
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
@@ -49,7 +52,7 @@ pub type PipeId = u64;
 pub struct Options {
     /// Where the segments are.
     pub dir: PathBuf,
-    /// Most bytes of one attempt (semantics 25).
+    /// Most bytes of one attempt (semantics 25), unless its job asked for less, or that nothing be cut.
     pub output_bytes_max: u64,
     /// A segment is sealed at this size.
     pub segment_bytes: u64,
@@ -57,6 +60,8 @@ pub struct Options {
     pub keep: Duration,
     /// The oldest sealed segments go when there is more than this.
     pub total_bytes_max: u64,
+    /// How long the output of a streamed attempt is there after its end, and after each look at it.
+    pub linger: Duration,
 }
 
 impl Options {
@@ -69,6 +74,7 @@ impl Options {
             segment_bytes: 64 << 20,
             keep: Duration::from_secs(30 * 24 * 3_600),
             total_bytes_max: 64 << 30,
+            linger: Duration::from_secs(10),
         }
     }
 }
@@ -172,7 +178,7 @@ impl Drop for AbortOnPanic {
 /// The language of the output thread's mailbox.
 #[derive(Debug)]
 pub enum Output {
-    /// Frames from a pipe (`Chunk`, `OutputEnd`), and what they count against the pending bound.
+    /// Frames from a pipe (`OutputStart`, `Chunk`, `OutputEnd`), and what they count against the pending bound.
     Frames {
         /// Which pipe.
         pipe: PipeId,

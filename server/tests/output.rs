@@ -11,7 +11,9 @@ use bytes::Bytes;
 use hostler_server::clock::Clock;
 use hostler_server::output::{self, Answer, Handle, Options, Page, PipeId, Read, ReadError};
 use hostler_wire::decoder::Decoder;
-use hostler_wire::frame::{Chunk, Frame, OutputAck, OutputEnd, Stream};
+use hostler_wire::frame::{
+    Chunk, Frame, Logs, LogsMode, OutputAck, OutputEnd, OutputStart, Overflow, Stream,
+};
 use hostler_wire::limits::FRAME_BYTES_MAX;
 use hostler_wire::{Attempt, Epoch, Fence, JobId};
 
@@ -104,6 +106,7 @@ fn options(dir: &Path) -> Options {
         segment_bytes: 1 << 20,
         keep: Duration::from_secs(3_600),
         total_bytes_max: 1 << 40,
+        linger: Duration::from_secs(100),
     }
 }
 
@@ -142,6 +145,17 @@ fn end(fence: Fence, stdout_bytes: u64, stderr_bytes: u64) -> Frame {
         stdout_bytes,
         stderr_bytes,
         dropped_bytes: 0,
+    })
+}
+
+fn start(fence: Fence, mode: LogsMode, limit_bytes: u64, overflow: Overflow) -> Frame {
+    Frame::OutputStart(OutputStart {
+        fence,
+        logs: Logs {
+            mode,
+            limit_bytes,
+            overflow,
+        },
     })
 }
 
@@ -295,6 +309,146 @@ fn too_much_output_keeps_head_and_tail_and_says_what_is_cut() {
     t.stop();
     let t = Trial::start(options_with_limit(dir.path()));
     check(&t);
+    t.stop();
+}
+
+#[test]
+fn a_limit_of_its_own_holds_for_that_attempt_only_and_through_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = bytes(9, 5 << 20);
+    let (own, least, other) = (fence(1, 1), fence(2, 1), fence(3, 1));
+    let mut t = Trial::start(options(dir.path()));
+    t.send(vec![
+        start(own, LogsMode::Keep, 256 << 10, Overflow::Drop),
+        start(least, LogsMode::Keep, 1, Overflow::Drop),
+        start(other, LogsMode::Keep, u64::MAX, Overflow::Drop),
+    ]);
+    let pieces: Vec<_> = (0..).step_by(60_000).zip(text.chunks(60_000)).collect();
+    let (first, second) = pieces.split_at(50);
+    let send = |t: &Trial, pieces: &[(u64, &[u8])]| {
+        for (offset, piece) in pieces {
+            for fence in [own, least, other] {
+                t.send(vec![chunk(fence, Stream::Stdout, *offset, piece)]);
+            }
+        }
+    };
+    send(&t, first);
+    t.acked(other, |ack| ack.stdout_through == 3_000_000);
+    // The server does not hear of it again: what it has on disk must do.
+    t.stop();
+    t = Trial::start(options(dir.path()));
+    send(&t, second);
+    let check = |t: &Trial| {
+        for (job, limit) in [(1, 256 << 10), (2, 4_096)] {
+            let kept = t.all(job, Some(Stream::Stdout));
+            let page = t.page(read(job, Some(Stream::Stdout))).unwrap();
+            assert_eq!(page.cut, (text.len() - kept.len()) as u64);
+            assert!(
+                kept.len() <= limit && kept.len() > limit - limit / 8,
+                "{} of {limit}",
+                kept.len()
+            );
+            assert!(kept.starts_with(&text[..limit / 16]));
+            assert!(kept.ends_with(&text[text.len() - limit / 4 * 3..]));
+        }
+        assert_eq!(t.all(3, Some(Stream::Stdout)), text);
+    };
+    for fence in [own, least, other] {
+        t.send(vec![end(fence, text.len() as u64, 0)]);
+        t.acked(fence, |ack| ack.ended);
+    }
+    check(&t);
+    t.stop();
+    t = Trial::start(options(dir.path()));
+    check(&t);
+    t.stop();
+    // Also if the indexes have to be made again.
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().unwrap() == "idx" {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let t = Trial::start(options(dir.path()));
+    check(&t);
+    t.stop();
+}
+
+#[test]
+fn where_the_job_waits_nothing_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = bytes(4, 5 << 20);
+    let f = fence(1, 1);
+    let mut t = Trial::start(options_with_limit(dir.path()));
+    t.send(vec![start(f, LogsMode::Keep, 5_000, Overflow::Block)]);
+    for (offset, piece) in (0..).step_by(60_000).zip(text.chunks(60_000)) {
+        t.send(vec![chunk(f, Stream::Stdout, offset, piece)]);
+    }
+    t.send(vec![end(f, text.len() as u64, 0)]);
+    t.acked(f, |ack| ack.ended);
+    for _ in 0..2 {
+        assert_eq!(t.all(1, Some(Stream::Stdout)), text);
+        assert_eq!(t.page(read(1, None)).unwrap().cut, 0);
+        t.stop();
+        t = Trial::start(options_with_limit(dir.path()));
+    }
+    t.stop();
+}
+
+#[test]
+fn streamed_output_is_there_while_the_attempt_runs_and_gone_soon_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = bytes(4, 3 << 20); // several segments
+    let f = fence(1, 1);
+    let mut t = Trial::start(options(dir.path()));
+    t.send(vec![start(f, LogsMode::Stream, 16 << 20, Overflow::Drop)]);
+    for (offset, piece) in (0..).step_by(60_000).zip(text.chunks(60_000)) {
+        t.send(vec![chunk(f, Stream::Stdout, offset, piece)]);
+    }
+    t.acked(f, |ack| ack.stdout_through == text.len() as u64);
+    for _ in 0..2 {
+        assert_eq!(t.all(1, None), text, "it runs, also over a restart");
+        t.stop();
+        t = Trial::start(options(dir.path()));
+    }
+    t.send(vec![end(f, text.len() as u64, 0)]);
+    t.acked(f, |ack| ack.ended);
+    assert_eq!(t.all(1, None), text, "it has just ended");
+    t.stop();
+
+    // Nobody follows over a restart.
+    let gone = |t: &Trial| {
+        let page = t.page(read(1, None)).unwrap();
+        assert_eq!((page.attempt, page.pieces.len()), (1, 0));
+        assert_eq!(page.cut, text.len() as u64);
+        assert!(page.ended.is_some());
+    };
+    let t = Trial::start(options(dir.path()));
+    gone(&t);
+    t.stop();
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(Options {
+        linger: Duration::from_millis(1),
+        ..options(dir.path())
+    });
+    t.send(vec![
+        start(f, LogsMode::Stream, 16 << 20, Overflow::Drop),
+        chunk(f, Stream::Stdout, 0, b"soon gone"),
+        end(f, 9, 0),
+    ]);
+    t.acked(f, |ack| ack.ended);
+    let clock = Clock::resume(None);
+    let begun = clock.now();
+    while !t.all(1, None).is_empty() {
+        assert!(
+            u128::from(clock.now().since(begun).millis()) < PATIENCE.as_millis(),
+            "it stays"
+        );
+        std::thread::yield_now();
+    }
+    let page = t.page(read(1, None)).unwrap();
+    assert_eq!((page.cut, page.stored), (9, 9));
     t.stop();
 }
 

@@ -230,6 +230,75 @@ fn cut_output_keeps_its_head_and_tail_and_says_how_much_is_missing() {
 }
 
 #[test]
+fn a_job_may_ask_for_less_output_to_be_kept() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 1);
+    let line = "echo BEGIN; head -c 4000000 /dev/zero | tr '\\0' x; echo END";
+    let job = json!({"command": line, "logs": {"mode": "keep", "limit_bytes": 1 << 20}});
+    let id = cluster.submit(&job);
+    let end = cluster.await_end(id);
+    assert_eq!(end["state"], "succeeded", "{end}");
+    for restarted in [false, true] {
+        if restarted {
+            cluster.restart_server();
+        }
+        let answer = cluster.log(id, "stdout").expect(200);
+        let missing: usize = answer
+            .header("x-log-truncated-bytes")
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert_eq!(answer.body.len() + missing, 4_000_010);
+        assert!(answer.body.starts_with(b"BEGIN\n"), "the head is missing");
+        assert!(answer.body.ends_with(b"xEND\n"), "the tail is missing");
+        assert!(answer.body.len() <= 1 << 20, "the limit is 1 MiB");
+    }
+}
+
+#[test]
+fn a_job_that_would_rather_wait_loses_no_output() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 1);
+    // More than is kept of one that would not.
+    let line = "head -c 20000000 /dev/zero";
+    let id = cluster.submit(&json!({"command": line, "logs": {"overflow": "block"}}));
+    cluster.await_end(id);
+    let answer = cluster.log(id, "stdout").expect(200);
+    assert_eq!(answer.header("x-log-truncated-bytes"), Some("0"));
+    assert_eq!(answer.body.len(), 20_000_000);
+}
+
+#[test]
+fn streamed_output_is_for_followers_and_nothing_of_it_is_kept() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 1);
+    let gate = cluster.scratch().join("gate");
+    let line = format!("echo first; {}; echo last", until_exists_line(&gate));
+    let id = cluster.submit(&json!({"command": line, "logs": {"mode": "stream"}}));
+    cluster.await_state(id, "running");
+    let request = Request::get(format!("/jobs/{id}/logs?stream=stdout&follow=1"));
+    let mut follower = cluster.client().stream(&request).unwrap();
+    let mut text = Vec::new();
+    while !text.ends_with(b"first\n") {
+        text.extend(
+            follower
+                .more()
+                .unwrap()
+                .expect("the stream ended before the job"),
+        );
+    }
+    fs::write(&gate, "").unwrap();
+    text.extend(follower.rest().unwrap());
+    assert_eq!(String::from_utf8(text).unwrap(), "first\nlast\n");
+
+    cluster.await_end(id);
+    cluster.restart_server();
+    let answer = cluster.log(id, "stdout").expect(200);
+    assert_eq!(answer.text(), "");
+    assert_eq!(answer.header("x-log-truncated-bytes"), Some("11"));
+}
+
+#[test]
 fn a_job_that_leaves_a_child_on_its_pipes_ends_when_it_ends() {
     let mut cluster = Cluster::start();
     let _worker = cluster.worker("w-1", 1);

@@ -20,7 +20,7 @@ pub use assign::{
 pub use hello::{
     Challenge, Held, Hello, Login, NotLeader, RefuseCode, Refused, Resumed, Role, Welcome,
 };
-pub use output::{Chunk, OutputAck, OutputEnd, Stream};
+pub use output::{Chunk, OutputAck, OutputEnd, OutputStart, Stream};
 pub use probe::{Live, Probe, ProbeReply};
 pub use report::{Ack, Beat, Report, Reports, Returned, Started};
 
@@ -69,6 +69,8 @@ pub enum Frame {
     OutputEnd(OutputEnd),
     /// Server → worker, output socket: on disk up to here.
     OutputAck(OutputAck),
+    /// Worker → server, output socket, before anything else of an attempt: what its output is to become.
+    OutputStart(OutputStart),
 }
 
 /// Set in a header's flags: a receiver that does not know the kind passes over the frame instead of closing.
@@ -138,4 +140,5 @@ kinds! {
     Chunk = 0x40, "chunk";
     OutputEnd = 0x41, "output_end";
     OutputAck = 0x42, "output_ack";
+    OutputStart = 0x43, "output_start";
 }

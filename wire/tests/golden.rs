@@ -397,6 +397,17 @@ fn frames() -> Vec<(&'static str, Frame)> {
                 ended: true,
             }),
         ),
+        (
+            "output_start",
+            Frame::OutputStart(OutputStart {
+                fence: fence(1044, 7, 1),
+                logs: Logs {
+                    mode: LogsMode::Stream,
+                    limit_bytes: 1 << 20,
+                    overflow: Overflow::Drop,
+                },
+            }),
+        ),
     ]
 }
 

@@ -173,8 +173,8 @@ fn login() -> impl Strategy<Value = Login> {
     )
 }
 
-fn work() -> impl Strategy<Value = Work> {
-    let logs = (
+fn logs() -> impl Strategy<Value = Logs> {
+    (
         select(&[LogsMode::Keep, LogsMode::Stream, LogsMode::None]),
         any::<u64>(),
         select(&[Overflow::Drop, Overflow::Block]),
@@ -183,7 +183,10 @@ fn work() -> impl Strategy<Value = Work> {
             mode,
             limit_bytes,
             overflow,
-        });
+        })
+}
+
+fn work() -> impl Strategy<Value = Work> {
     let command = (
         vec(text(), 1..5),
         vec((text(), text()), 0..5),
@@ -207,7 +210,7 @@ fn work() -> impl Strategy<Value = Work> {
     (
         any::<(Option<u64>, Option<u64>)>(),
         select(&[OnPartition::Keep, OnPartition::Stop]),
-        logs,
+        logs(),
         prop_oneof![command, handler],
     )
         .prop_map(|((timeout_ms, grace_ms), on_partition, logs, task)| Work {
@@ -347,7 +350,12 @@ fn output_frame() -> impl Strategy<Value = Frame> {
             })
         },
     );
-    prop_oneof![chunk, end, ack]
+    let start = (fence(), logs())
+        .prop_filter("an output goes somewhere", |(_, logs)| {
+            logs.mode != LogsMode::None
+        })
+        .prop_map(|(fence, logs)| Frame::OutputStart(OutputStart { fence, logs }));
+    prop_oneof![chunk, end, ack, start]
 }
 
 fn frame() -> impl Strategy<Value = Frame> {

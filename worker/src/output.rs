@@ -4,7 +4,7 @@
 //! that a broken connection costs no output. Pieces lie in memory up to a bound for each attempt and one for all;
 //! beyond it in an unlinked file for the attempt; beyond the bounds of that they are dropped and counted, or the job
 //! waits in its write if it asked for that (`overflow: block`). Attempts take turns, a piece at a time, so a chatty
-//! one cannot hold up the others.
+//! one cannot hold up the others. What an attempt's output is to become is said first, on every connection.
 //!
 //! Keeps P7 (bounded) and P8 (what was cut says how many bytes).
 //!
@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use hostler_wire::Fence;
-use hostler_wire::frame::{Chunk, Frame, OutputAck, OutputEnd, Stream};
+use hostler_wire::frame::{Chunk, Frame, Logs, OutputAck, OutputEnd, OutputStart, Stream};
 use hostler_wire::limits::CHUNK_BYTES_MAX;
 
 /// Ended attempts whose output is not acknowledged: beyond, the oldest are forgotten.
@@ -61,6 +61,8 @@ impl Default for SpoolLimits {
 pub(crate) struct Spool {
     limits: SpoolLimits,
     outputs: HashMap<Fence, Output>,
+    /// What becomes of the output of attempts that run, printed or not.
+    running: HashMap<Fence, Logs>,
     /// Attempts that have something to send, in the order of their turns.
     ready: VecDeque<Fence>,
     /// Attempts that have ended, in order; those forgotten meanwhile stand here too.
@@ -75,6 +77,9 @@ pub(crate) struct Spool {
 /// One attempt's.
 #[derive(Debug, Default)]
 struct Output {
+    /// What it is to become; none if that was never said, and then the server's own rules hold.
+    logs: Option<Logs>,
+    start_sent: bool,
     stdout: Track,
     stderr: Track,
     file: Option<File>,
@@ -118,6 +123,7 @@ impl Spool {
         Self {
             limits,
             outputs: HashMap::new(),
+            running: HashMap::new(),
             ready: VecDeque::new(),
             ended: VecDeque::new(),
             memory_bytes: 0,
@@ -125,6 +131,11 @@ impl Spool {
             files: 0,
             freed: false,
         }
+    }
+
+    /// An attempt starts whose output is wanted; [`close`](Self::close) is to follow.
+    pub(crate) fn begin(&mut self, fence: Fence, logs: Logs) {
+        self.running.insert(fence, logs);
     }
 
     /// Takes bytes read at `offset` of a stream. `insist`: never drop them (an ended job that chose back-pressure: no
@@ -140,7 +151,7 @@ impl Spool {
     ) {
         let mut offset = offset;
         for part in bytes.chunks(CHUNK_BYTES_MAX) {
-            let output = self.outputs.entry(fence).or_default();
+            let output = Self::output(&mut self.outputs, &self.running, fence);
             let in_memory =
                 insist || Self::fits_memory(&self.limits, output, self.memory_bytes, part.len());
             let data = if in_memory {
@@ -149,12 +160,12 @@ impl Spool {
                 output.track(stream).gather(offset, at_ms, part)
             } else {
                 let data = self.spill(fence, part);
-                let output = self.outputs.entry(fence).or_default();
+                let output = Self::output(&mut self.outputs, &self.running, fence);
                 output.dropped_bytes += if data.is_none() { part.len() as u64 } else { 0 };
                 data
             };
             if let Some(data) = data {
-                let output = self.outputs.entry(fence).or_default();
+                let output = Self::output(&mut self.outputs, &self.running, fence);
                 output.track(stream).pieces.push_back(Piece {
                     offset,
                     at_ms,
@@ -183,9 +194,10 @@ impl Spool {
     /// socket nor a sync is spent on it.
     pub(crate) fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
         if stdout_bytes == 0 && stderr_bytes == 0 {
+            self.running.remove(&fence);
             return self.forget(fence);
         }
-        let output = self.outputs.entry(fence).or_default();
+        let output = Self::output(&mut self.outputs, &self.running, fence);
         let dropped_bytes = output.dropped_bytes;
         output.end = Some(OutputEnd {
             fence,
@@ -193,6 +205,7 @@ impl Spool {
             stderr_bytes,
             dropped_bytes,
         });
+        self.running.remove(&fence);
         self.queue(fence);
         self.ended.push_back(fence);
         if self.ended.len() > OUTPUTS_MAX {
@@ -230,6 +243,7 @@ impl Spool {
         for output in self.outputs.values_mut() {
             output.stdout.sent = 0;
             output.stderr.sent = 0;
+            output.start_sent = false;
             output.end_sent = false;
             output.queued = true;
         }
@@ -286,6 +300,18 @@ impl Spool {
             self.file_bytes -= std::mem::take(&mut output.file_end);
         }
         self.freed = true;
+    }
+
+    /// An attempt's output, made if it is its first.
+    fn output<'o>(
+        outputs: &'o mut HashMap<Fence, Output>,
+        running: &HashMap<Fence, Logs>,
+        fence: Fence,
+    ) -> &'o mut Output {
+        outputs.entry(fence).or_insert_with(|| Output {
+            logs: running.get(&fence).copied(),
+            ..Output::default()
+        })
     }
 
     fn queue(&mut self, fence: Fence) {
@@ -359,6 +385,13 @@ impl Output {
     }
 
     fn next_frame(&mut self, fence: Fence) -> io::Result<Option<Frame>> {
+        if let Some(logs) = self.logs
+            && !self.start_sent
+            && self.has_more()
+        {
+            self.start_sent = true;
+            return Ok(Some(Frame::OutputStart(OutputStart { fence, logs })));
+        }
         // The older piece first, so that the two streams come out about as they went in.
         let at = |track: &Track| track.unsent().map(|piece| piece.at_ms);
         let stream = match (at(&self.stdout), at(&self.stderr)) {
@@ -512,6 +545,7 @@ fn unlinked(directory: &std::path::Path) -> io::Result<File> {
 )]
 #[expect(clippy::cast_possible_truncation, reason = "below 251")]
 mod tests {
+    use hostler_wire::frame::{LogsMode, Overflow};
     use hostler_wire::{Attempt, Epoch, JobId};
     use proptest::prelude::*;
 
@@ -623,6 +657,39 @@ mod tests {
             })
             .collect();
         assert_eq!(turns, [1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn what_output_is_to_become_is_said_before_anything_of_it_on_each_connection() {
+        let logs = Logs {
+            mode: LogsMode::Stream,
+            limit_bytes: 5_000,
+            overflow: Overflow::Drop,
+        };
+        let mut spool = spool(1_000, 0);
+        spool.begin(fence(1), logs);
+        assert!(
+            spool.is_empty(),
+            "nothing is printed, so nobody need be told"
+        );
+        let names = |spool: &mut Spool| -> Vec<&str> {
+            std::iter::from_fn(|| spool.next_frame().map(|frame| frame.name())).collect()
+        };
+        spool.push(fence(1), Stream::Stdout, 0, 0, b"hello ", false);
+        let fence = fence(1);
+        let start = spool.next_frame();
+        assert_eq!(start, Some(Frame::OutputStart(OutputStart { fence, logs })));
+        assert_eq!(names(&mut spool), ["chunk"]);
+        spool.push(fence, Stream::Stdout, 6, 0, b"world", false);
+        assert_eq!(names(&mut spool), ["chunk"]);
+        spool.acked(&ack(1, 11, false));
+        spool.rewind();
+        assert_eq!(names(&mut spool), [""; 0], "nothing is left to be said");
+        spool.close(fence, 11, 0);
+        assert_eq!(names(&mut spool), ["output_start", "output_end"]);
+        spool.rewind();
+        assert_eq!(names(&mut spool), ["output_start", "output_end"]);
+        assert!(spool.running.is_empty());
     }
 
     #[test]

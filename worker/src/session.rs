@@ -543,6 +543,7 @@ impl Session {
             | Frame::Returned(_)
             | Frame::ProbeReply(_)
             | Frame::Chunk(_)
+            | Frame::OutputStart(_)
             | Frame::OutputEnd(_)
             | Frame::OutputAck(_) => {
                 self.reconnect("the server sent a frame that is not its to send", out)

@@ -708,7 +708,13 @@ impl Loop {
             (LogsMode::Keep | LogsMode::Stream, Overflow::Block) => Keep::Block,
         };
         let ending = match work.task {
-            Task::Command(command) => self.start_command(fence, command, keep),
+            Task::Command(command) => {
+                let ending = self.start_command(fence, command, keep);
+                if ending.is_none() && keep != Keep::Nothing {
+                    self.spool.begin(fence, work.logs);
+                }
+                ending
+            }
             Task::Handler(handler) => self.start_handler(fence, &handler.name, handler.payload),
         };
         if let Some(ending) = ending {

@@ -97,6 +97,7 @@ fn a_cut_connection_costs_neither_report_nor_output() {
         )),
     )]);
     let mut output = server.accept(Role::Output);
+    output.output_start(1);
     let Frame::Chunk(chunk) = output.next() else {
         panic!("the first line")
     };
@@ -119,6 +120,7 @@ fn a_cut_connection_costs_neither_report_nor_output() {
     };
     // Each session has its own output connection.
     let mut output = server.accept(Role::Output);
+    output.output_start(1);
     let Frame::Chunk(_) = output.next() else {
         panic!("output is sent again")
     };
@@ -141,6 +143,7 @@ fn a_cut_connection_costs_neither_report_nor_output() {
                 assert_eq!(chunk.offset, text.len() as u64, "no gap and no overlap");
                 text.extend_from_slice(&chunk.data);
             }
+            Frame::OutputStart(_) => assert!(text.is_empty(), "it comes first"),
             Frame::OutputEnd(end) => break assert_eq!(end.stdout_bytes, 8),
             frame => panic!("{frame:?}"),
         }
@@ -159,6 +162,7 @@ fn a_job_that_ignores_term_is_killed_after_its_grace_and_its_children_with_it() 
     };
     control.assign([(1, stubborn)]);
     let mut output = server.accept(Role::Output);
+    output.output_start(1);
     let Frame::Chunk(chunk) = output.next() else {
         panic!("the pid of its child")
     };
@@ -185,6 +189,7 @@ fn children_get_the_grace_too_when_their_parent_obeys_at_once() {
     let script = "(trap 'sleep 0.3; echo tidied; exit' TERM; echo ready; sleep 60 & wait) & wait";
     control.assign([(1, shell(script))]);
     let mut output = server.accept(Role::Output);
+    output.output_start(1);
     let Frame::Chunk(chunk) = output.next() else {
         panic!("ready")
     };
@@ -254,7 +259,7 @@ fn output_beyond_the_spool_is_dropped_and_counted_or_waits() {
     );
     let end = loop {
         match output.next() {
-            Frame::Chunk(_) => {}
+            Frame::OutputStart(_) | Frame::Chunk(_) => {}
             Frame::OutputEnd(end) => break end,
             frame => panic!("{frame:?}"),
         }
@@ -370,6 +375,7 @@ fn a_probe_sees_the_whole_group() {
         panic!("started")
     };
     let mut output = server.accept(Role::Output);
+    output.output_start(1);
     let Frame::Chunk(_) = output.next() else {
         panic!("up")
     };

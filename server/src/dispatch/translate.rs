@@ -180,6 +180,7 @@ pub(super) fn hear(
         | Frame::Ack(_)
         | Frame::Probe(_)
         | Frame::Chunk(_)
+        | Frame::OutputStart(_)
         | Frame::OutputEnd(_)
         | Frame::OutputAck(_) => return Heard::Misplaced,
     };

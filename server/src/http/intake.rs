@@ -27,6 +27,7 @@ use serde::de::{self, DeserializeSeed, SeqAccess, Visitor};
 use crate::config::{Config, Durability};
 use crate::http::guard::Media;
 use crate::http::problem::{Code, Refusal};
+use crate::output::LIMIT_BYTES_MIN;
 use crate::store::seam::{Draft, Moment, Submission};
 
 /// Longest duration anyone may name: a hundred years.
@@ -105,15 +106,6 @@ fn wrong(pointer: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Wr
         code: Code::InvalidJob,
         pointer: pointer.into(),
         detail: detail.into(),
-    }
-}
-
-/// A value of a known field whose meaning this server cannot keep yet: refused, never ignored.
-fn not_yet(pointer: &'static str, what: &str) -> Wrong {
-    Wrong {
-        code: Code::NotSupportedYet,
-        pointer: pointer.into(),
-        detail: format!("{what} is not supported yet; leave it out"),
     }
 }
 
@@ -440,25 +432,23 @@ impl<'c> Intake<'c> {
         Ok(Logs {
             mode: match logs.mode.as_deref() {
                 None | Some("keep") => LogsMode::Keep,
-                Some("stream") => return Err(not_yet("/logs/mode", "`stream`")),
+                Some("stream") => LogsMode::Stream,
                 Some("none") => LogsMode::None,
                 Some(_) => return Err(wrong("/logs/mode", "must be keep, stream or none")),
             },
             limit_bytes: match logs.limit_bytes {
                 None => most,
-                Some(n) if n == most => n,
-                Some(n) if (1..most).contains(&n) => {
-                    let what = format!("a limit of its own (other than {most})");
-                    return Err(not_yet("/logs/limit_bytes", &what));
-                }
+                Some(n) if (LIMIT_BYTES_MIN..=most).contains(&n) => n,
                 Some(_) => {
-                    let detail = format!("must be from 1 to {most} (limits.output_bytes_max)");
+                    let detail = format!(
+                        "must be from {LIMIT_BYTES_MIN} to {most} (limits.output_bytes_max)"
+                    );
                     return Err(wrong("/logs/limit_bytes", detail));
                 }
             },
             overflow: match logs.overflow.as_deref() {
                 None | Some("drop") => Overflow::Drop,
-                Some("block") => return Err(not_yet("/logs/overflow", "`block`")),
+                Some("block") => Overflow::Block,
                 Some(_) => return Err(wrong("/logs/overflow", "must be drop or block")),
             },
         })

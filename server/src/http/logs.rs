@@ -474,7 +474,7 @@ impl Known {
     }
 }
 
-/// What a report said an attempt had printed; none if none said so, or if output is not kept.
+/// What a report said an attempt had printed; none if none said so, or if output was not wanted.
 fn reported(record: &Record, attempt: u16) -> Option<Usage> {
     let last = record.end.as_ref().map(|end| &end.attempt);
     let found = record
@@ -484,7 +484,7 @@ fn reported(record: &Record, attempt: u16) -> Option<Usage> {
         .find(|found| found.number == attempt)?;
     let usage = found.detail.as_ref()?.usage?;
     let work = Work::decode(record.body.clone()?).ok()?;
-    (work.logs.mode == LogsMode::Keep).then_some(usage)
+    (work.logs.mode != LogsMode::None).then_some(usage)
 }
 
 /// Waits a little for output that is reported and has not arrived.
@@ -520,16 +520,12 @@ async fn settle_selected(parts: &Parts, known: &Known, selection: Selection) -> 
             let Ok(page) = page(parts, selection, at, 1, at > 0).await else {
                 return;
             };
-            // A stream's own offsets count what was cut; of both together only what is stored is counted.
-            let cut = if selection.stream.is_none() {
-                page.cut
-            } else {
-                0
-            };
-            missing = expected.saturating_sub(page.stored.saturating_add(cut));
             if page.ended.is_some() {
+                // All has come that ever will; what of it is not there was cut, and is said to be.
+                missing = 0;
                 return;
             }
+            missing = expected.saturating_sub(page.stored);
             if page.stored == at {
                 // Nothing new, or nothing at all, behind which one could wait: look again in a moment.
                 tokio::time::sleep(TICK / 10).await;

@@ -727,5 +727,8 @@ fn is_control(frame: &Frame) -> bool {
 
 /// Whether it may say this on its output pipe.
 fn is_output(frame: &Frame) -> bool {
-    matches!(frame, Frame::Chunk(_) | Frame::OutputEnd(_))
+    matches!(
+        frame,
+        Frame::OutputStart(_) | Frame::Chunk(_) | Frame::OutputEnd(_)
+    )
 }

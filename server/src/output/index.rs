@@ -19,18 +19,20 @@ use std::path::{Path, PathBuf};
 use hostler_wire::JobId;
 use hostler_wire::frame::OutputEnd;
 
-use super::log::Extent;
-use super::record::{Key, u32_at, u64_at};
+use super::log::{Extent, Rules};
+use super::record::{Key, limit_from_number, limit_to_number, u32_at, u64_at};
 use super::segment::sync_dir;
 
 /// Most stretches of job ids kept in memory for a segment.
 const RANGES_MAX: usize = 32;
-const MAGIC: &[u8; 8] = b"HOSTIDX1";
+const MAGIC: &[u8; 8] = b"HOSTIDX2";
 const HEADER_BYTES: usize = 56;
-const ENTRY_BYTES: usize = 80;
+const ENTRY_BYTES: usize = 88;
 const EXTENT_BYTES: usize = 64;
 const FLAG_END: u16 = 1;
 const FLAG_PURGE: u16 = 2;
+const FLAG_RULES: u16 = 4;
+const FLAG_STREAMED: u16 = 8;
 
 /// What a segment has of one attempt, or the word that a job was purged (attempt 0).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,7 @@ pub(super) struct Entry {
     pub next: [u64; 2],
     pub merged: u64,
     pub end: Option<OutputEnd>,
+    pub rules: Option<Rules>,
     pub extents: Vec<Extent>,
 }
 
@@ -224,13 +227,13 @@ impl Sealed {
         };
         let flags = u16::from_le_bytes([bytes[14], bytes[15]]);
         let end = key.fence().filter(|_| flags & FLAG_END != 0);
-        let (first, count) = (u32_at(bytes, 64), u32_at(bytes, 68));
+        let (first, count) = (u32_at(bytes, 72), u32_at(bytes, 76));
         let at = self.entries_at
             + u64::from(self.entries) * ENTRY_BYTES as u64
             + u64::from(first) * EXTENT_BYTES as u64;
         let mut extents = vec![0; count as usize * EXTENT_BYTES];
         file.read_exact_at(&mut extents, at)?;
-        if u32_at(bytes, 72) != crc32fast::hash(&extents) {
+        if u32_at(bytes, 80) != crc32fast::hash(&extents) {
             return Err(self.damaged(at));
         }
         Ok(Entry {
@@ -242,6 +245,10 @@ impl Sealed {
                 stdout_bytes: u64_at(bytes, 40),
                 stderr_bytes: u64_at(bytes, 48),
                 dropped_bytes: u64_at(bytes, 56),
+            }),
+            rules: (flags & FLAG_RULES != 0).then(|| Rules {
+                limit_bytes: limit_from_number(u64_at(bytes, 64)),
+                streamed: flags & FLAG_STREAMED != 0,
             }),
             extents: extents
                 .chunks_exact(EXTENT_BYTES)
@@ -267,7 +274,13 @@ pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
 fn write_entry(entry: &Entry, first: u32, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     let end = entry.end;
-    let flags = end.map_or(0, |_| FLAG_END) | if entry.is_purge() { FLAG_PURGE } else { 0 };
+    let flag = |is: bool, flag: u16| if is { flag } else { 0 };
+    let rules = entry.rules;
+    let flags = flag(end.is_some(), FLAG_END)
+        | flag(entry.is_purge(), FLAG_PURGE)
+        | flag(rules.is_some(), FLAG_RULES)
+        | flag(rules.is_some_and(|rules| rules.streamed), FLAG_STREAMED);
+    let limit = rules.map_or(0, |rules| limit_to_number(rules.limit_bytes));
     bytes.extend_from_slice(&entry.key.job.to_le_bytes());
     bytes.extend_from_slice(&entry.key.epoch.to_le_bytes());
     bytes.extend_from_slice(&entry.key.attempt.to_le_bytes());
@@ -275,7 +288,8 @@ fn write_entry(entry: &Entry, first: u32, bytes: &mut Vec<u8>) {
     let totals = end.map_or([0; 3], |end| {
         [end.stdout_bytes, end.stderr_bytes, end.dropped_bytes]
     });
-    for number in entry.next.iter().chain([&entry.merged]).chain(&totals) {
+    let numbers = entry.next.iter().chain([&entry.merged]).chain(&totals);
+    for number in numbers.chain([&limit]) {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
     let mut extents = Vec::with_capacity(entry.extents.len() * EXTENT_BYTES);
@@ -376,6 +390,10 @@ mod tests {
                 stdout_bytes: job,
                 stderr_bytes: 0,
                 dropped_bytes: 0,
+            }),
+            rules: job.is_multiple_of(2).then_some(Rules {
+                limit_bytes: job.is_multiple_of(4).then_some(job),
+                streamed: job.is_multiple_of(8),
             }),
             extents: vec![Extent {
                 segment: 1,

@@ -4,14 +4,18 @@
 //! stretch of a segment, no longer than [`WINDOW_BYTES`], in which records of the attempt are found by walking. Within
 //! an extent both streams are without gaps.
 //!
+//! A job may ask for less than the server's limit, for all, or for nothing after the end: that is its [`Rules`]. They
+//! stand in each segment with its output, so that a restart knows them.
+//!
 //! Keeps semantics 25: of too much output the first sixteenth and the last fifteen are kept. The middle goes in whole
 //! extents, so between `limit - limit/16` and `limit` bytes remain, and what is missing is counted exactly:
 //! what the job wrote, less what is kept.
 //!
 //! Not here: files (`segment`, `index`), pages (`page`).
 
-use hostler_wire::frame::{OutputEnd, Stream};
+use hostler_wire::frame::{Logs, LogsMode, OutputEnd, Overflow, Stream};
 
+use super::LIMIT_BYTES_MIN;
 use super::record::{DATA_BYTES_MAX, END_BYTES, Head, Place};
 
 /// Longest stretch of a segment that is walked to find records of one attempt.
@@ -30,20 +34,54 @@ pub(super) struct Keep {
 }
 
 impl Keep {
-    /// The smallest limit that can be cut into steps.
-    pub(super) const LIMIT_BYTES_MIN: u64 = 4_096;
-
     pub(super) fn new(limit_bytes: u64) -> Self {
-        assert!(limit_bytes >= Self::LIMIT_BYTES_MIN);
+        assert!(limit_bytes >= LIMIT_BYTES_MIN);
         Self {
             limit_bytes,
             step_bytes: limit_bytes / 16,
         }
     }
 
+    /// The same for an attempt with rules of its own. A limit too small for steps counts as the smallest that is not.
+    /// Where nothing is cut the number of extents still has its bound.
+    pub(super) fn under(self, rules: Option<Rules>) -> Self {
+        match rules.map(|rules| rules.limit_bytes) {
+            None => self,
+            Some(None) => Self {
+                limit_bytes: u64::MAX,
+                ..self
+            },
+            Some(Some(limit)) => Self::new(limit.min(self.limit_bytes).max(LIMIT_BYTES_MIN)),
+        }
+    }
+
     /// Most data in one record.
     pub(super) fn record_bytes_max(&self) -> usize {
         usize::try_from(self.step_bytes).map_or(DATA_BYTES_MAX, |step| step.min(DATA_BYTES_MAX))
+    }
+}
+
+/// What a job asked for, if that is not what every job gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// Most bytes kept; none if nothing is to be cut.
+    pub limit_bytes: Option<u64>,
+    /// Nothing is kept when it has ended and its followers have had their time.
+    pub streamed: bool,
+}
+
+impl Rules {
+    /// None if these are no other than the server's own.
+    pub(super) fn of(logs: Logs, all: Keep) -> Option<Self> {
+        let limit_bytes = match logs.overflow {
+            Overflow::Block => None,
+            Overflow::Drop => Some(logs.limit_bytes.min(all.limit_bytes)),
+        };
+        let streamed = logs.mode == LogsMode::Stream;
+        (streamed || limit_bytes != Some(all.limit_bytes)).then_some(Self {
+            limit_bytes,
+            streamed,
+        })
     }
 }
 
@@ -91,6 +129,10 @@ pub(super) struct Log {
     pub end: Option<(u32, OutputEnd)>,
     /// The newest segment with anything of this attempt.
     pub touched: u32,
+    /// What its job asked for.
+    pub rules: Option<Rules>,
+    /// The newest segment with a record of the rules.
+    pub rules_in: u32,
     kept: [u64; 2],
 }
 
@@ -163,7 +205,18 @@ impl Log {
         self.cut_middle(keep, &mut Vec::new());
     }
 
-    fn cut_middle(&mut self, keep: Keep, dropped: &mut Vec<Extent>) {
+    /// Keeps nothing of it, but for how much it was.
+    pub(super) fn drop_all(&mut self) -> Vec<Extent> {
+        self.kept = [0, 0];
+        std::mem::take(&mut self.extents)
+    }
+
+    /// It has ended and was to be kept no longer than that.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.is_some() && self.rules.is_some_and(|rules| rules.streamed)
+    }
+
+    pub(super) fn cut_middle(&mut self, keep: Keep, dropped: &mut Vec<Extent>) {
         while self.kept[0] + self.kept[1] > keep.limit_bytes || self.extents.len() > EXTENTS_MAX {
             let middle = self
                 .extents

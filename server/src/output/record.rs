@@ -15,6 +15,8 @@ use bytes::BytesMut;
 use hostler_wire::frame::{OutputEnd, Stream};
 use hostler_wire::{Attempt, Epoch, Fence, JobId};
 
+use super::log::Rules;
+
 /// Bytes before the data.
 pub(super) const HEADER_BYTES: usize = 52;
 /// Largest data: one chunk of the protocol.
@@ -31,6 +33,8 @@ pub(super) enum Kind {
     End,
     /// The job's output is no longer wanted; attempt and epoch are 0.
     Purge,
+    /// What the attempt's job asked for; before its first chunk in the segment, if that is not what every job gets.
+    Rules,
     /// All before this place has been synced; the data are the segment's nonce.
     Mark,
 }
@@ -42,6 +46,7 @@ impl Kind {
             Self::End => (2, 0),
             Self::Purge => (3, 0),
             Self::Mark => (4, 0),
+            Self::Rules => (5, 0),
         }
     }
 
@@ -52,6 +57,7 @@ impl Kind {
             (2, 0) => Some(Self::End),
             (3, 0) => Some(Self::Purge),
             (4, 0) => Some(Self::Mark),
+            (5, 0) => Some(Self::Rules),
             _ => None,
         }
     }
@@ -213,6 +219,32 @@ pub(super) fn end_from_bytes(key: Key, bytes: &[u8]) -> Option<OutputEnd> {
         stderr_bytes: u64_at(bytes, 8),
         dropped_bytes: u64_at(bytes, 16),
     })
+}
+
+/// An attempt's rules as data.
+pub(super) fn rules_to_bytes(rules: Rules) -> [u8; 9] {
+    let mut bytes = [0; 9];
+    bytes[0..8].copy_from_slice(&limit_to_number(rules.limit_bytes).to_le_bytes());
+    bytes[8] = u8::from(rules.streamed);
+    bytes
+}
+
+/// And back.
+pub(super) fn rules_from_bytes(bytes: &[u8]) -> Option<Rules> {
+    (bytes.len() == 9).then(|| Rules {
+        limit_bytes: limit_from_number(u64_at(bytes, 0)),
+        streamed: bytes[8] != 0,
+    })
+}
+
+/// A limit in a file: no limit is the largest number.
+pub(super) fn limit_to_number(limit_bytes: Option<u64>) -> u64 {
+    limit_bytes.unwrap_or(u64::MAX)
+}
+
+/// And back.
+pub(super) fn limit_from_number(number: u64) -> Option<u64> {
+    (number != u64::MAX).then_some(number)
 }
 
 /// A little-endian number. The caller knows that the bytes are there.

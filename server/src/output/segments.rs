@@ -8,6 +8,9 @@
 //! This is the seam of output storage: another kind of it has the same functions. Which kind keeps an attempt's output
 //! is a number stored with the attempt ([`super::LOCAL_SEGMENTS`] for this one).
 //!
+//! What an attempt's job asked for its output stands with it in each segment. A streamed attempt that has ended has
+//! nothing left but for a short time for its followers, and none after a start: so its going need not be stored.
+//!
 //! Keeps: what was acknowledged has been synced; nothing is stored twice or out of order; damage is named, never
 //! served. What died in a segment before the last start is not remembered as dead: its space comes back by age.
 //!
@@ -20,16 +23,18 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::BytesMut;
-use hostler_wire::frame::{Chunk, OutputAck, OutputEnd};
+use hostler_engine::Span;
+use hostler_wire::frame::{Chunk, OutputAck, OutputEnd, OutputStart};
 use hostler_wire::{Fence, JobId};
 
 use super::index::{self, Entry, Sealed};
-use super::log::{Extent, Keep, Log, index_of};
+use super::log::{Extent, Keep, Log, Rules, index_of};
 use super::record::{
     END_BYTES, HEADER_BYTES, Head, Key, Kind, Place, end_from_bytes, end_to_bytes,
+    rules_from_bytes, rules_to_bytes,
 };
 use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
-use super::{AttemptOutput, Options, Page, Read, ReadError, page};
+use super::{AttemptOutput, LIMIT_BYTES_MIN, Options, Page, Read, ReadError, page};
 
 /// Most attempts in one segment: what is known of them in memory until it is sealed.
 const SEGMENT_ATTEMPTS_MAX: usize = 65_536;
@@ -46,6 +51,8 @@ pub(super) struct Segments {
     logs: BTreeMap<Key, Log>,
     /// Jobs purged by a record of the active segment.
     purged: BTreeSet<u64>,
+    /// Streamed attempts that have ended and are still there for their followers. Others of that kind have nothing.
+    lingering: BTreeSet<Key>,
     /// Attempts in the active segment, at most.
     attempts: usize,
     /// A write failed and what it left could not be cut off yet.
@@ -57,11 +64,10 @@ pub(super) struct Segments {
 impl Segments {
     /// Opens or makes the store; reads what is not sealed.
     pub(super) fn open(options: Options, now_ms: u64) -> io::Result<Self> {
-        if options.output_bytes_max < Keep::LIMIT_BYTES_MIN {
+        if options.output_bytes_max < LIMIT_BYTES_MIN {
             return Err(io::Error::other(format!(
                 "output_bytes_max is {}, the least is {}",
-                options.output_bytes_max,
-                Keep::LIMIT_BYTES_MIN
+                options.output_bytes_max, LIMIT_BYTES_MIN
             )));
         }
         std::fs::create_dir_all(&options.dir)?;
@@ -79,6 +85,7 @@ impl Segments {
             batch: BytesMut::new(),
             logs: BTreeMap::new(),
             purged: BTreeSet::new(),
+            lingering: BTreeSet::new(),
             attempts: 0,
             broken: false,
             damage: Vec::new(),
@@ -87,6 +94,7 @@ impl Segments {
         for number in &numbers {
             this.load(*number, numbers.last() == Some(number), now_ms)?;
         }
+        this.drop_over();
         Ok(this)
     }
 
@@ -156,6 +164,14 @@ impl Segments {
                 });
                 self.bury(&dropped);
             }
+            Kind::Rules => {
+                if let Some(rules) = rules_from_bytes(data)
+                    && let Some(log) = self.log_mut(head.key)
+                {
+                    log.rules_in = place.segment;
+                    self.set_rules(head.key, rules, place.segment);
+                }
+            }
             Kind::End => {
                 if let Some(end) = end_from_bytes(head.key, data) {
                     self.log_mut(head.key);
@@ -165,6 +181,17 @@ impl Segments {
                     });
                 }
             }
+        }
+    }
+
+    /// Takes in what an attempt's output is to become. What was said first holds.
+    pub(super) fn start(&mut self, start: &OutputStart) {
+        let key = Key::from(start.fence);
+        if let Some(rules) = Rules::of(start.logs, self.keep)
+            && let Some(log) = self.log_mut(key)
+            && log.rules.is_none()
+        {
+            self.set_rules(key, rules, self.active.number);
         }
     }
 
@@ -184,8 +211,10 @@ impl Segments {
             return;
         };
         let (mut offset, mut merged) = (chunk.offset + skip as u64, log.merged);
+        let rules = log.rules;
+        self.write_rules(key);
         let mut dropped = Vec::new();
-        for piece in data.chunks(self.keep.record_bytes_max()) {
+        for piece in data.chunks(self.keep.under(rules).record_bytes_max()) {
             let kind = Kind::Chunk(chunk.stream);
             let place = self.begin_record();
             let head = Head::new(kind, key, offset, merged, chunk.at_ms);
@@ -207,6 +236,7 @@ impl Segments {
         if self.log_mut(key).is_none_or(|log| log.end.is_some()) {
             return;
         }
+        self.write_rules(key);
         let place = self.begin_record();
         let head = Head::new(Kind::End, key, 0, 0, 0);
         head.write(place, &end_to_bytes(end), &mut self.batch);
@@ -214,6 +244,32 @@ impl Segments {
             log.end = Some((place.segment, *end));
             log.touched = place.segment;
         });
+        if self.logs.get(&key).is_some_and(Log::is_over) {
+            self.lingering.insert(key);
+        }
+    }
+
+    /// Whether an attempt's output is over and waits for [`Segments::let_go`].
+    pub(super) fn lingers(&self, fence: Fence) -> bool {
+        self.lingering.contains(&fence.into())
+    }
+
+    /// How long that waits.
+    pub(super) fn linger(&self) -> Span {
+        Span::from_millis(u64::try_from(self.options.linger.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The followers of a streamed attempt that has ended have had their time: nothing of it is kept.
+    pub(super) fn let_go(&mut self, fence: Fence) {
+        let key = Key::from(fence);
+        let over = self.log(key).map(Cow::into_owned);
+        if self.lingering.remove(&key)
+            && let Some(mut over) = over.filter(Log::is_over)
+        {
+            // In a sealed segment it is dead from now on; in the active one it will not be in the index.
+            self.bury(&over.drop_all());
+            self.with_log(key, |log, _| drop(log.drop_all()));
+        }
     }
 
     /// Marks a job's output as gone, whatever comes later.
@@ -285,6 +341,12 @@ impl Segments {
             return Ok(());
         }
         self.active.rewind()?;
+        // What was said of attempts that have printed nothing stands nowhere else.
+        let said = self
+            .logs
+            .iter()
+            .filter_map(|(k, log)| Some((*k, log.rules?)));
+        let said: Vec<(Key, Rules)> = said.collect();
         self.logs.clear();
         self.purged.clear();
         self.attempts = 0;
@@ -293,6 +355,12 @@ impl Segments {
             .ok_or_else(|| io::Error::other("the segment's header is not valid"))?;
         self.replay(&mut segment)?;
         self.active = segment;
+        for (key, rules) in said {
+            if self.log_mut(key).is_some_and(|log| log.rules.is_none()) {
+                self.set_rules(key, rules, number);
+            }
+        }
+        self.drop_over();
         self.broken = false;
         Ok(())
     }
@@ -444,8 +512,43 @@ impl Segments {
 
     fn with_log(&mut self, key: Key, change: impl FnOnce(&mut Log, Keep)) {
         if let Some(log) = self.logs.get_mut(&key) {
-            change(log, self.keep);
+            let keep = self.keep.under(log.rules);
+            change(log, keep);
         }
+    }
+
+    fn set_rules(&mut self, key: Key, rules: Rules, segment: u32) {
+        let mut dropped = Vec::new();
+        if let Some(log) = self.logs.get_mut(&key) {
+            log.rules = Some(rules);
+            log.touched = log.touched.max(segment);
+            log.cut_middle(self.keep.under(log.rules), &mut dropped);
+        }
+        self.bury(&dropped);
+    }
+
+    /// Each segment says for itself what is to become of an attempt, ahead of what it has of it.
+    fn write_rules(&mut self, key: Key) {
+        let number = self.active.number;
+        let Some(log) = self.logs.get_mut(&key).filter(|log| log.rules_in != number) else {
+            return;
+        };
+        let Some(rules) = log.rules else {
+            return;
+        };
+        log.rules_in = number;
+        let place = self.begin_record();
+        let head = Head::new(Kind::Rules, key, 0, 0, 0);
+        head.write(place, &rules_to_bytes(rules), &mut self.batch);
+    }
+
+    /// After a start: nobody follows any more what has ended.
+    fn drop_over(&mut self) {
+        let lingering = &self.lingering;
+        let logs = self.logs.iter_mut();
+        let over = logs.filter(|(key, log)| log.is_over() && !lingering.contains(key));
+        let dropped: Vec<Extent> = over.flat_map(|(_, log)| log.drop_all()).collect();
+        self.bury(&dropped);
     }
 
     fn log(&self, key: Key) -> Option<Cow<'_, Log>> {
@@ -463,6 +566,7 @@ impl Segments {
         };
         let mut logs: BTreeMap<Key, Cow<'_, Log>> = old
             .into_iter()
+            .filter(|(_, log)| log.merged > 0 || log.end.is_some())
             .map(|(key, log)| (key, Cow::Owned(log)))
             .collect();
         let known = self.logs.range(Key::first_of(job)..=Key::last_of(job));
@@ -484,13 +588,19 @@ impl Segments {
                     return Ok(None);
                 }
                 let log = logs.entry(entry.key).or_default();
+                log.rules = entry.rules.or(log.rules);
                 for extent in &entry.extents {
-                    log.push_extent(*extent, self.keep);
+                    log.push_extent(*extent, self.keep.under(log.rules));
                 }
                 log.next = entry.next;
                 log.merged = entry.merged;
                 log.end = entry.end.map(|end| (sealed.number, end)).or(log.end);
                 log.touched = sealed.number;
+            }
+        }
+        for (key, log) in &mut logs {
+            if log.is_over() && !self.lingering.contains(key) {
+                drop(log.drop_all());
             }
         }
         Ok(Some(logs))
@@ -648,6 +758,7 @@ fn entry_of(key: Key, log: &Log, segment: u32) -> Entry {
         next: log.next,
         merged: log.merged,
         end: log.end.filter(|(at, _)| *at == segment).map(|(_, end)| end),
+        rules: log.rules,
         extents: extents.copied().collect(),
     }
 }
@@ -661,6 +772,7 @@ fn purge_of(job: u64) -> Entry {
         next: [0, 0],
         merged: 0,
         end: None,
+        rules: None,
         extents: Vec::new(),
     }
 }
@@ -686,7 +798,7 @@ fn files_of(options: &Options) -> io::Result<(BTreeSet<u32>, BTreeSet<u32>)> {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use hostler_wire::frame::Stream;
+    use hostler_wire::frame::{Logs, LogsMode, Overflow, Stream};
     use hostler_wire::{Attempt, Epoch};
     use std::path::Path;
     use std::time::Duration;
@@ -698,6 +810,7 @@ mod tests {
             segment_bytes: 1 << 20,
             keep: Duration::from_secs(100),
             total_bytes_max: 1 << 40,
+            linger: Duration::from_secs(100),
         }
     }
 
@@ -850,6 +963,57 @@ mod tests {
             assert_eq!(text(&segments, 1).unwrap(), b"first second");
             assert!(text(&segments, 2).unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn what_was_said_of_an_attempt_outlives_a_failed_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.start(&OutputStart {
+            fence: fence(1),
+            logs: Logs {
+                mode: LogsMode::Keep,
+                limit_bytes: 16_000,
+                overflow: Overflow::Drop,
+            },
+        });
+        segments.append(&chunk(2, 0, b"of another"));
+        segments.fail_next_write();
+        assert!(segments.commit(1).is_err());
+        segments.append(&chunk(1, 0, &[7; 60_000]));
+        segments.commit(1).unwrap();
+        for segments in [segments, open(dir.path())] {
+            assert!(text(&segments, 1).unwrap().len() <= 16_000);
+        }
+    }
+
+    #[test]
+    fn what_streamed_attempts_had_counts_as_dead_when_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.start(&OutputStart {
+            fence: fence(1),
+            logs: Logs {
+                mode: LogsMode::Stream,
+                limit_bytes: 1 << 20,
+                overflow: Overflow::Block,
+            },
+        });
+        for part in 0..100 {
+            segments.append(&chunk(1, part * 60_000, &[7; 60_000]));
+            segments.commit(1).unwrap();
+        }
+        segments.end(&OutputEnd {
+            fence: fence(1),
+            stdout_bytes: 6_000_000,
+            stderr_bytes: 0,
+            dropped_bytes: 0,
+        });
+        segments.commit(1).unwrap();
+        assert!(segments.sealed.len() >= 5 && segments.lingers(fence(1)));
+        segments.let_go(fence(1));
+        assert!(segments.sealed.is_empty() && !segments.lingers(fence(1)));
+        assert!(text(&segments, 1).unwrap().is_empty());
     }
 
     #[test]

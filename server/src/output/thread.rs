@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hostler_engine::{Span, Time};
-use hostler_wire::JobId;
 use hostler_wire::frame::{Frame, OutputAck};
+use hostler_wire::{Fence, JobId};
 use tokio::sync::oneshot;
 
 use super::log::index_of;
@@ -29,6 +29,12 @@ use crate::mailbox::Receiver;
 const MESSAGES_MAX: usize = 64;
 /// How often to look for segments to delete, for readers that gave up, and for a way out of trouble.
 const HOUSEKEEPING: Span = Span::from_millis(1_000);
+
+/// A streamed attempt that has ended goes after so many times [`Options::linger`](super::Options::linger), whoever still
+/// looks at it.
+const LINGERS_MAX: u64 = 30;
+/// Most jobs with such attempts at a time: beyond it the oldest one's go before their time.
+const LINGERING_MAX: usize = 65_536;
 
 type Reply = oneshot::Sender<Result<Page, ReadError>>;
 
@@ -58,8 +64,19 @@ pub(super) struct Thread {
     reads: Vec<(Read, Reply)>,
     purges: Vec<oneshot::Sender<()>>,
     out: Vec<Answer>,
+    /// Streamed attempts that have ended, by job.
+    lingering: BTreeMap<JobId, Vec<Lingering>>,
     housekeeping_due: Time,
     stopping: bool,
+}
+
+/// A streamed attempt that has ended, and how long its output is still there.
+#[derive(Debug)]
+struct Lingering {
+    fence: Fence,
+    until: Time,
+    /// Looks do not prolong it beyond this.
+    at_most: Time,
 }
 
 impl Thread {
@@ -84,6 +101,7 @@ impl Thread {
             reads: Vec::new(),
             purges: Vec::new(),
             out: Vec::new(),
+            lingering: BTreeMap::new(),
             housekeeping_due: Time::ZERO,
             stopping: false,
         }
@@ -154,7 +172,10 @@ impl Thread {
             (chunk.fence, next, false)
         } else if let Frame::OutputEnd(end) = &frame {
             self.segments.end(end);
+            self.linger(end.fence);
             (end.fence, [end.stdout_bytes, end.stderr_bytes], true)
+        } else if let Frame::OutputStart(start) = &frame {
+            return self.segments.start(start); // nothing to be acknowledged
         } else {
             return; // the wire thread passes on nothing else
         };
@@ -243,7 +264,58 @@ impl Thread {
         }
     }
 
+    /// A streamed attempt that has ended stays for a while.
+    fn linger(&mut self, fence: Fence) {
+        let job = self.lingering.get(&fence.job);
+        if !self.segments.lingers(fence)
+            || job.is_some_and(|all| all.iter().any(|l| l.fence == fence))
+        {
+            return; // it is of another kind, or this is a repeat
+        }
+        if self.lingering.len() >= LINGERING_MAX
+            && let Some((_, oldest)) = self.lingering.pop_first()
+        {
+            oldest
+                .iter()
+                .for_each(|lingering| self.segments.let_go(lingering.fence));
+        }
+        let (now, linger) = (self.clock.now(), self.segments.linger());
+        self.lingering
+            .entry(fence.job)
+            .or_default()
+            .push(Lingering {
+                fence,
+                until: now + linger,
+                at_most: now + linger.times(LINGERS_MAX),
+            });
+    }
+
+    /// Somebody still reads this job's output.
+    fn prolong(&mut self, job: JobId) {
+        let now = self.clock.now();
+        for lingering in self.lingering.get_mut(&job).into_iter().flatten() {
+            lingering.until = lingering.at_most.min(now + self.segments.linger());
+        }
+    }
+
+    /// Lets go of what has been there long enough.
+    fn let_go(&mut self) {
+        let now = self.clock.now();
+        let segments = &mut self.segments;
+        self.lingering.retain(|_, all| {
+            all.retain(|lingering| {
+                let stays = now < lingering.until;
+                if !stays {
+                    segments.let_go(lingering.fence);
+                }
+                stays
+            });
+            !all.is_empty()
+        });
+    }
+
     fn answer(&mut self, read: Read, reply: Reply) {
+        self.prolong(read.job);
         let result = self.segments.read(&read);
         if let Ok(page) = &result
             && read.wait
@@ -324,6 +396,7 @@ impl Thread {
         }
         self.housekeeping_due = now + HOUSEKEEPING;
         self.sweep();
+        self.let_go();
         if self.segments.is_broken() {
             match self.segments.recover() {
                 Ok(()) => tracing::info!("output can be stored again"),

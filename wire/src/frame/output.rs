@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::Fence;
 use crate::codec::{DecodeError, Reader, Wire, Writer, coded};
+use crate::frame::assign::{Logs, LogsMode};
 use crate::limits::CHUNK_BYTES_MAX;
 
 /// Which of a process's outputs.
@@ -14,6 +15,16 @@ pub enum Stream {
     Stdout = 1,
     /// Standard error.
     Stderr = 2,
+}
+
+/// What the output of an attempt is to become. Sent on each connection before anything else of that attempt, so that
+/// whoever stores it need not know the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputStart {
+    /// Whose.
+    pub fence: Fence,
+    /// What its job asked for; an attempt of mode `none` has no output, so nothing is said of it.
+    pub logs: Logs,
 }
 
 /// A piece of output.
@@ -58,6 +69,30 @@ pub struct OutputAck {
 }
 
 coded!(Stream, "stream" { Stdout = 1, Stderr = 2 });
+
+impl Wire for OutputStart {
+    const BYTES_MIN: usize = Fence::BYTES_MIN + Logs::BYTES_MIN;
+
+    fn write(&self, to: &mut Writer<'_>) {
+        debug_assert_ne!(self.logs.mode, LogsMode::None);
+        self.fence.write(to);
+        self.logs.write(to);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let start = Self {
+            fence: Fence::read(from)?,
+            logs: Logs::read(from)?,
+        };
+        match start.logs.mode {
+            LogsMode::Keep | LogsMode::Stream => Ok(start),
+            LogsMode::None => Err(DecodeError::new(
+                "output",
+                "starts though it goes to nobody",
+            )),
+        }
+    }
+}
 
 impl Wire for Chunk {
     const BYTES_MIN: usize = Fence::BYTES_MIN + 21;

@@ -200,9 +200,21 @@ impl Conn {
         }
     }
 
+    /// The first that comes of an attempt on an output connection.
+    pub(crate) fn output_start(&mut self, job: u64) -> Logs {
+        match self.next() {
+            Frame::OutputStart(start) => {
+                assert_eq!(start.fence, fence(job));
+                start.logs
+            }
+            frame => panic!("{frame:?} before the start of an attempt's output"),
+        }
+    }
+
     /// Everything one attempt printed, put together by its offsets, and its end, which is acknowledged.
     pub(crate) fn output(&mut self, job: u64) -> (Vec<u8>, Vec<u8>, OutputEnd) {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        self.output_start(job);
         loop {
             match self.next() {
                 Frame::Chunk(chunk) => {
