@@ -1,6 +1,10 @@
 //! The wire thread from outside, over real sockets: who comes in, who does not, and that strangers harm nobody.
 
 #![expect(clippy::unwrap_used, reason = "this is a test, helpers and all")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "anything but what is expected fails the test"
+)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,8 +15,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hostler_server::clock::Clock;
+use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::net::{self, Arrival, FindVerifier, Needs, Post};
-use hostler_server::output::{self, Options};
+use hostler_server::output::{self, Options, Output};
 use hostler_server::{Config, config::Limits};
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{
@@ -37,6 +42,11 @@ struct Trial {
 
 impl Trial {
     fn start(change: impl FnOnce(&mut Limits)) -> Self {
+        Self::start_with(change, None)
+    }
+
+    /// With an output thread of the test's own, perhaps.
+    fn start_with(change: impl FnOnce(&mut Limits), stand_in: Option<output::Handle>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new(dir.path().to_path_buf());
         change(&mut config.limits);
@@ -47,6 +57,7 @@ impl Trial {
         let answers =
             Box::new(move |batch: &mut Vec<_>| to_net.post_all(batch.drain(..).map(Post::from)));
         let (output, output_thread) = output::spawn(Options::new(&config), clock, answers).unwrap();
+        let to_output = stand_in.unwrap_or_else(|| output.clone());
         let (sender, arrivals) = channel();
         let find: FindVerifier = Arc::new(|id| (id == token().id).then(|| Verifier::new(&token())));
         let net_thread = net
@@ -64,7 +75,7 @@ impl Trial {
                         drop(sender.send(arrival)); // the test may be over
                     }
                 }),
-                output: output.clone(),
+                output: to_output,
             })
             .unwrap();
         Self {
@@ -528,6 +539,64 @@ fn output_goes_through_its_pipe_and_is_acknowledged_there() {
             other => panic!("{other:?}"),
         }
     }
+    t.stop();
+}
+
+#[test]
+fn output_that_is_not_taken_stops_its_pipes_and_never_control() {
+    let (to_output, held) = mailbox(&Wake::parking());
+    let bound = 1 << 20;
+    let t = Trial::start_with(
+        |limits| limits.output_pending_bytes_max = bound,
+        Some(output::Handle::new(to_output)),
+    );
+    let (mut worker, session) = t.worker("w1");
+    let mut pipe = t.client();
+    pipe.join(Role::Output, pipe_login("w1", session)).unwrap();
+    let size = 32 << 20; // more than all socket buffers hold
+    let writer = std::thread::spawn(move || {
+        for offset in (0..size).step_by(50_000) {
+            pipe.send(&Frame::Chunk(Chunk {
+                fence: fence(1),
+                stream: Stream::Stdout,
+                offset,
+                at_ms: 0,
+                data: Bytes::from(vec![b'x'; 50_000]),
+            }));
+        }
+        pipe
+    });
+    let (mut messages, mut taken, mut data) = (Vec::new(), 0, 0);
+    while data < size {
+        // Nobody takes anything until the gate has closed; control goes on meanwhile.
+        while t.net.status().pending_output_bytes.value() < bound as u64 && !writer.is_finished() {
+            t.expect_alive(&mut worker, session);
+        }
+        let pending = t.net.status().pending_output_bytes.value();
+        assert!(pending < 2 * bound as u64, "{pending} bytes wait");
+        held.drain(&mut messages, usize::MAX);
+        for message in messages.drain(..) {
+            let Output::Frames {
+                pipe,
+                frames,
+                bytes,
+            } = message
+            else {
+                panic!("{message:?}");
+            };
+            taken += bytes;
+            for frame in frames {
+                let Frame::Chunk(chunk) = frame else {
+                    panic!("{frame:?}");
+                };
+                assert_eq!(chunk.offset, data);
+                data += chunk.data.len() as u64;
+            }
+            t.net.post(Post::PipeTaken { pipe, bytes });
+        }
+    }
+    assert!(taken as u64 > data);
+    drop(writer.join().unwrap());
     t.stop();
 }
 
