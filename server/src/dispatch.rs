@@ -2,8 +2,8 @@
 //! and routes the effects: facts to the writer, frames to the wire thread, answers to whoever asked. It never waits for
 //! anything but its own mailbox, and takes no lock.
 //!
-//! One turn: take the asks, empty the lanes, take the messages, then let the engine hear all of it, the asks last. So
-//! whoever was told "accepted" before asking finds the job (the writer pushes into the lanes before it answers).
+//! The order of one turn is the engine's (`engine::lanes::Turn`): the asks are taken first, the lanes emptied, the asks
+//! handled last. So whoever was told "accepted" before asking finds the job (the writer pushes before it answers).
 //!
 //! Not here: any rule of scheduling (`engine`), what a frame looks like (`translate`), what waits for a worker's answer
 //! (`probes`).

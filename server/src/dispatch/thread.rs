@@ -9,6 +9,7 @@ use std::time::Duration;
 use hostler_engine::effect::{CancelAnswer, Effect};
 use hostler_engine::engine::{JobView, WorkerView};
 use hostler_engine::event::{AskId, Event};
+use hostler_engine::lanes::{Step, Turn};
 use hostler_engine::{Effects, Engine, Fact, Span, Time, WallTime, When};
 use hostler_wire::{Epoch, Fence, JobId, JobState, Reason, SessionId};
 use tokio::sync::oneshot;
@@ -25,10 +26,8 @@ use crate::store::writer::{self, JobLanes};
 
 /// How long starts wait for something to ride along with.
 const STARTS_WAIT: Span = Span::from_millis(50);
-/// Most messages, and most lane entries, taken in one turn: bounds the time between two looks at the clock.
+/// Most messages, and most asks, taken in one turn: bounds the time between two looks at the clock.
 const TURN_MESSAGES_MAX: usize = 1_024;
-/// Most runs taken from the lanes in one turn.
-const TURN_RUNS_MAX: usize = 16_384;
 /// Most records one list ask looks at.
 const LIST_SCAN_MAX: usize = 20_000;
 /// A wall clock that moved less than this against ours has only been disciplined.
@@ -133,9 +132,8 @@ impl Dispatch {
         let mut messages = Vec::new();
         let mut asks = Vec::new();
         while !self.stopped {
-            // The order of a turn is a promise: see the module's head.
             self.parts.asks.drain(&mut asks, TURN_MESSAGES_MAX);
-            let lanes_empty = self.empty_lanes();
+            let mut turn = Turn::new(std::mem::take(&mut asks));
             self.parts.messages.drain(&mut messages, TURN_MESSAGES_MAX);
             let now = self.parts.clock.now();
             if self.wall_looked + WALL_LOOK <= now {
@@ -144,9 +142,10 @@ impl Dispatch {
             for message in messages.drain(..) {
                 self.on_message(now, message);
             }
-            if lanes_empty {
-                for ask in asks.drain(..) {
-                    self.on_ask(now, ask);
+            while let Some(step) = turn.next(&self.parts.lanes) {
+                match step {
+                    Step::Entry(arrival) => self.arrive(now, arrival),
+                    Step::Ask(ask) => self.on_ask(now, ask),
                 }
             }
             if self.engine.next_deadline().is_some_and(|due| due <= now) {
@@ -156,26 +155,19 @@ impl Dispatch {
             self.engine.dispatch(now, &mut self.effects);
             self.route(now);
             self.settle();
-            if lanes_empty && !self.stopped {
+            if !self.stopped {
                 self.sleep(now);
             }
         }
     }
 
-    /// Hands everything in the lanes to the engine. False if there was more than a turn may take.
-    fn empty_lanes(&mut self) -> bool {
-        let now = self.parts.clock.now();
-        for _ in 0..TURN_RUNS_MAX {
-            let Some(writer::Arrival { run, bodies }) = self.parts.lanes.pop() else {
-                return true;
-            };
-            if run.resident {
-                self.bodies.arrive(run.first, bodies);
-            }
-            self.engine
-                .handle(now, Event::Submitted(run), &mut self.effects);
+    fn arrive(&mut self, now: Time, arrival: writer::Arrival) {
+        let writer::Arrival { run, bodies } = arrival;
+        if run.resident {
+            self.bodies.arrive(run.first, bodies);
         }
-        false
+        self.engine
+            .handle(now, Event::Submitted(run), &mut self.effects);
     }
 
     fn sleep(&self, now: Time) {
