@@ -1333,6 +1333,23 @@ fn a_full_disk_refuses_submitters_and_keeps_the_facts() {
 }
 
 #[test]
+fn a_store_that_refused_is_tried_again_though_nothing_waits_to_be_committed() {
+    let desk = Desk::new();
+    desk.accept(1);
+    desk.disk.fault(Fault::Refuse(StoreErrorKind::Full));
+    let refused = desk.submit(submission(1)).blocking_recv().unwrap();
+    assert!(matches!(refused, Err(SubmitError::Refused(_))));
+    desk.disk.hold();
+    desk.disk.wait_for_held();
+    assert!(desk.health.trouble().is_some());
+    desk.disk.release();
+    // The next one waits behind the try, so it finds the store well again.
+    desk.accept(1);
+    assert_eq!(desk.health.trouble(), None);
+    assert_eq!(desk.counters.refused.value(), 1);
+}
+
+#[test]
 fn an_unknown_commit_is_told_as_unknown_and_ends_the_writer() {
     let desk = Desk::new();
     desk.accept(1);

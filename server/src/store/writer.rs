@@ -450,6 +450,11 @@ impl Writer {
         }
     }
 
+    /// Whether something has come since the last turn.
+    pub fn has_something(&self) -> bool {
+        !self.inbox.is_empty()
+    }
+
     /// Begins a turn: takes what came. True if there is something to commit.
     pub fn gather(&mut self) -> bool {
         let mut messages = Vec::new();
@@ -507,7 +512,9 @@ impl Writer {
         let mut turn = Turn::default();
         self.admit_waiting(&stamp, &mut turn);
         let totals = self.totals_due(stamp.engine);
+        // A store that refused is tried again even with nothing to commit: whoever looks at our health waits for it.
         let wanted = self.ids_wanted > 0
+            || self.retry_at.is_some()
             || !self.facts.is_empty()
             || !self.purges.is_empty()
             || totals.is_some();
