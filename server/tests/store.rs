@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hostler_engine::event::{Restore, RestoredAttempt, RestoredJob};
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started, WorkerFact};
 use hostler_engine::spec::{Class, ClassId, ClassSpec, Kind, Retry, Run};
 use hostler_engine::{Fact, Time, WallTime, When};
-use hostler_server::clock::{Clock, Stamp};
+use hostler_server::clock::{Clock, Readings, Stamp};
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
@@ -23,7 +24,9 @@ use hostler_server::store::seam::{
     Store, StoreError, StoreErrorKind, Submission, Totals,
 };
 use hostler_server::store::sqlite::{FILE, SqliteStore};
-use hostler_server::store::writer::{self, Accepted, Counters, JobLanes, Notice, SubmitError};
+use hostler_server::store::writer::{
+    self, Accepted, Counters, JobLanes, Notice, Rest, SubmitError, Writer,
+};
 use hostler_wire::{
     Attempt, Detail, Epoch, Fence, JobId, JobState, Priority, Reason, Usage, WorkerId,
 };
@@ -1347,6 +1350,45 @@ fn a_store_that_refused_is_tried_again_though_nothing_waits_to_be_committed() {
     desk.accept(1);
     assert_eq!(desk.health.trouble(), None);
     assert_eq!(desk.counters.refused.value(), 1);
+}
+
+#[test]
+fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
+    static READINGS: Readings = Readings::new();
+    let at = |s: u64| READINGS.set(1, s * 1_000_000, WallTime::from_millis(1_000));
+    at(1);
+    let (disk, wake) = (Disk::new(7), Wake::parking());
+    let (sender, inbox) = mailbox(&wake);
+    let handle = writer::Handle::new(sender, 1 << 20);
+    let store = MemoryStore::open(&disk);
+    let mut writer = Writer::new(writer::Parts {
+        clock: Clock::resume_given(&READINGS, store.opening().stamp),
+        store: Box::new(store),
+        inbox,
+        handle: handle.clone(),
+        lanes: JobLanes::default(),
+        resident_bytes: Arc::default(),
+        notify: Box::new(|_| ()),
+        fatal: Box::new(|_| ()),
+        health: Arc::default(),
+        counters: Arc::default(),
+        live: 0,
+        durability: Durability::Fsync,
+        limits: Limits::default(),
+    });
+    let mut turn = || {
+        if writer.gather() {
+            writer.commit();
+        }
+        writer.rest()
+    };
+    let _answer = handle.submit(submission(1)).unwrap();
+    while turn() == Rest::GoOn {}
+    at(20);
+    disk.fault(Fault::Refuse(StoreErrorKind::Full));
+    let _answer = handle.submit(submission(1)).unwrap();
+    turn();
+    assert_eq!(turn(), Rest::Sleep(Duration::from_millis(100)));
 }
 
 #[test]

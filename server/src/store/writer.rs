@@ -967,10 +967,11 @@ impl Writer {
     /// How long the thread may sleep.
     fn patience(&self) -> Duration {
         let now = self.clock.now();
-        let retry = self.retry_at.map(|at| at.since(now));
         let totals =
             (self.totals() != self.totals_told).then(|| (self.totals_at + TOTALS_EVERY).since(now));
-        let soonest = retry.into_iter().chain(totals).min();
+        // While the store refuses, counters that are due wait for the next try like all else.
+        let retry = self.retry_at.map(|at| at.since(now));
+        let soonest = retry.or(totals);
         soonest.map_or(IDLE_LOOK, |span| {
             Duration::from_micros(span.micros()).min(IDLE_LOOK)
         })
