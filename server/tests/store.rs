@@ -591,7 +591,7 @@ fn a_key_is_remembered_with_its_jobs(ground: &dyn Ground) {
         body_hash: [9; 32],
         first: batch.first,
         count: 2,
-        at: t.stamp().wall,
+        at: t.stamp().engine,
     };
     batch.key = Some(record.clone());
     t.commit(&[batch], &[]).unwrap();
@@ -1352,17 +1352,13 @@ fn a_store_that_refused_is_tried_again_though_nothing_waits_to_be_committed() {
     assert_eq!(desk.counters.refused.value(), 1);
 }
 
-#[test]
-fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
-    static READINGS: Readings = Readings::new();
-    let at = |s: u64| READINGS.set(1, s * 1_000_000, WallTime::from_millis(1_000));
-    at(1);
-    let (disk, wake) = (Disk::new(7), Wake::parking());
-    let (sender, inbox) = mailbox(&wake);
+/// A writer in given time, and the way to hand it something.
+fn in_given_time(disk: &Disk, readings: &'static Readings) -> (Writer, writer::Handle) {
+    let (sender, inbox) = mailbox(&Wake::parking());
     let handle = writer::Handle::new(sender, 1 << 20);
-    let store = MemoryStore::open(&disk);
-    let mut writer = Writer::new(writer::Parts {
-        clock: Clock::resume_given(&READINGS, store.opening().stamp),
+    let store = MemoryStore::open(disk);
+    let writer = Writer::new(writer::Parts {
+        clock: Clock::resume_given(readings, store.opening().stamp),
         store: Box::new(store),
         inbox,
         handle: handle.clone(),
@@ -1376,19 +1372,57 @@ fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
         durability: Durability::Fsync,
         limits: Limits::default(),
     });
-    let mut turn = || {
+    (writer, handle)
+}
+
+/// Turns of the writer until it would sleep.
+fn work_off(writer: &mut Writer) -> Rest {
+    loop {
         if writer.gather() {
             writer.commit();
         }
-        writer.rest()
-    };
+        let rest = writer.rest();
+        if rest != Rest::GoOn {
+            return rest;
+        }
+    }
+}
+
+#[test]
+fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
+    static READINGS: Readings = Readings::new();
+    let at = |s: u64| READINGS.set(1, s * 1_000_000, WallTime::from_millis(1_000));
+    at(1);
+    let disk = Disk::new(7);
+    let (mut writer, handle) = in_given_time(&disk, &READINGS);
     let _answer = handle.submit(submission(1)).unwrap();
-    while turn() == Rest::GoOn {}
+    work_off(&mut writer);
     at(20);
     disk.fault(Fault::Refuse(StoreErrorKind::Full));
     let _answer = handle.submit(submission(1)).unwrap();
-    turn();
-    assert_eq!(turn(), Rest::Sleep(Duration::from_millis(100)));
+    assert_eq!(
+        work_off(&mut writer),
+        Rest::Sleep(Duration::from_millis(100))
+    );
+}
+
+#[test]
+fn a_wall_clock_two_days_ahead_makes_no_key_forgotten() {
+    static READINGS: Readings = Readings::new();
+    READINGS.set(1, 0, WallTime::from_millis(1_000));
+    let (mut writer, handle) = in_given_time(&Disk::new(7), &READINGS);
+    let mut accept = |key| {
+        let mut answer = handle.submit(keyed(1, key, 1)).unwrap();
+        work_off(&mut writer);
+        answer.try_recv().unwrap().unwrap()
+    };
+    let first = accept("k");
+    READINGS.set(1, 1_000_000, WallTime::from_millis(2 * 86_400_000));
+    let again = accept("k");
+    assert_eq!((again.first, again.replayed), (first.first, true));
+    // A day later by the clock that counts, it is.
+    READINGS.set(1, 86_401_000_000, WallTime::from_millis(1_000));
+    assert!(!accept("k").replayed);
 }
 
 #[test]

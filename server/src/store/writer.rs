@@ -658,7 +658,7 @@ impl Writer {
                     body_hash,
                     first,
                     count: count_u32,
-                    at: stamp.wall,
+                    at: stamp.engine,
                 };
                 turn.keys
                     .insert(place, (turn.pending.len(), record.clone()));
@@ -698,8 +698,8 @@ impl Writer {
             Ok(record) => record?,
             Err(error) => return Some(Err(SubmitError::Refused(error))),
         };
-        let kept_ms = u64::try_from(self.limits.key_retention.as_millis()).unwrap_or(u64::MAX);
-        if stamp.wall.millis().saturating_sub(record.at.millis()) >= kept_ms {
+        let kept_us = u64::try_from(self.limits.key_retention.as_micros()).unwrap_or(u64::MAX);
+        if stamp.engine.since(record.at) >= Span::from_micros(kept_us) {
             return None;
         }
         Some(if record.body_hash == *hash {
