@@ -8,9 +8,12 @@
 mod child;
 mod clock;
 mod handlers;
+mod kin;
 mod link;
 mod output;
 mod pipe;
+mod proc;
+mod reaper;
 pub mod session;
 mod spawn;
 mod usage;

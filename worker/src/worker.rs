@@ -36,9 +36,11 @@ use slab::Slab;
 use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
+use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
+use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
 use crate::spawn::{SpawnError, Spawner};
 use crate::usage;
@@ -89,6 +91,10 @@ pub struct Config {
     pub commands: bool,
     /// TERM and INT mean: drain. An embedding program may have other plans for them.
     pub signals: bool,
+    /// Makes this process the reaper of all its descendants, so that none of a job's processes can hide from its end by
+    /// losing its parents. Every child nobody else waits for is reaped then, so it is not for a program that starts
+    /// processes of its own.
+    pub subreaper: bool,
     /// How much unsent output it keeps, and where.
     pub spool: SpoolLimits,
 }
@@ -117,6 +123,7 @@ impl Config {
             idle_exit: None,
             commands: false,
             signals: true,
+            subreaper: false,
             spool: SpoolLimits::default(),
         }
     }
@@ -371,6 +378,7 @@ struct Loop {
     registry: Registry,
     pool: Pool,
     spawner: Spawner,
+    reaper: Reaper,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -429,6 +437,7 @@ impl Loop {
             registry,
             pool: Pool::new(Arc::new(Completions::new(waker))),
             spawner: Spawner::new(config.name.clone()),
+            reaper: Reaper::new(config.subreaper),
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -466,6 +475,7 @@ impl Loop {
             self.listen()?;
             self.take_completions();
             self.read_pipes();
+            self.look_after_orphans();
             self.look_after_ending();
             if self
                 .session
@@ -496,6 +506,7 @@ impl Loop {
             .chain(self.session.next_deadline())
             .chain(self.link.next_deadline())
             .chain(self.pipe.next_deadline(&self.spool))
+            .chain(self.reaper.next_deadline())
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -564,6 +575,7 @@ impl Loop {
             }
             match said {
                 Said::Welcome(welcome, challenge) => {
+                    self.spawner.origin = Origin::ours(challenge.cluster, self.instance);
                     self.welcomed = true;
                     self.link.welcomed();
                     let result_bytes_max = usize::try_from(welcome.result_bytes_max);
@@ -736,6 +748,7 @@ impl Loop {
             }
             Err(SpawnError::NoRoom { message }) => return Some(Ending::NoRoom { message }),
         };
+        self.reaper.started(spawned.pid);
         let key = self.children.insert((
             Child::new(
                 fence,
@@ -746,8 +759,8 @@ impl Loop {
         ));
         if let Err(error) = self.register(key) {
             let (mut child, _) = self.children.remove(key);
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
             return Some(Ending::NoRoom {
                 message: format!("cannot watch the process: {error}"),
             });
@@ -825,7 +838,7 @@ impl Loop {
             Some(Running::Handler(watch)) => watch.cancel(),
             Some(&Running::Process(key)) => {
                 let (child, _) = &mut self.children[key];
-                child.end(self.now, force);
+                child.end(self.now, force, self.reaper.place());
                 if child.exited() {
                     self.ending.insert(key);
                 }
@@ -889,6 +902,17 @@ impl Loop {
         }
     }
 
+    /// Processes of ours that are nobody's main process.
+    fn look_after_orphans(&mut self) {
+        let due = self
+            .reaper
+            .next_deadline()
+            .is_some_and(|due| due <= self.now);
+        if due || !self.ending.is_empty() {
+            self.reaper.look(self.now);
+        }
+    }
+
     /// Ends of main processes: reads on, and reports when all that is waited for has come.
     fn look_after_ending(&mut self) {
         let keys: Vec<usize> = self.ending.iter().copied().collect();
@@ -896,7 +920,7 @@ impl Loop {
             for stream in [Stream::Stdout, Stream::Stderr] {
                 self.read_pipe(key, stream, true);
             }
-            if self.children[key].0.is_over(self.now) {
+            if self.children[key].0.is_over(self.now, &self.reaper) {
                 self.bury(key);
             }
         }
@@ -912,7 +936,7 @@ impl Loop {
         self.readable.retain(|&(k, _)| k != key);
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
-        let (outcome, detail, told) = child.reap();
+        let (outcome, detail, told) = child.reap(&mut self.reaper);
         if keep != Keep::Nothing {
             let (stdout, stderr) = child.bytes();
             self.spool.close(child.fence, stdout, stderr);
@@ -992,11 +1016,11 @@ impl Loop {
 }
 
 impl Drop for Loop {
-    /// Nobody would look after them: whatever still runs is killed with its group.
+    /// Nobody would look after them: whatever still runs is killed with all its processes.
     fn drop(&mut self) {
         for (_, (child, _)) in &mut self.children {
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
         }
         for running in self.running.values() {
             if let Running::Handler(watch) = running {
