@@ -38,6 +38,7 @@ use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
 use crate::reaper::Reaper;
@@ -379,6 +380,8 @@ struct Loop {
     pool: Pool,
     spawner: Spawner,
     reaper: Reaper,
+    /// What an earlier run of this worker left running, until it has ended.
+    orphans: Option<Orphans>,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -438,6 +441,7 @@ impl Loop {
             pool: Pool::new(Arc::new(Completions::new(waker))),
             spawner: Spawner::new(config.name.clone()),
             reaper: Reaper::new(config.subreaper),
+            orphans: None,
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -507,6 +511,7 @@ impl Loop {
             .chain(self.link.next_deadline())
             .chain(self.pipe.next_deadline(&self.spool))
             .chain(self.reaper.next_deadline())
+            .chain(self.orphans.as_ref().map(Orphans::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -576,6 +581,9 @@ impl Loop {
             match said {
                 Said::Welcome(welcome, challenge) => {
                     self.spawner.origin = Origin::ours(challenge.cluster, self.instance);
+                    if !self.welcomed && self.config.commands {
+                        self.end_orphans();
+                    }
                     self.welcomed = true;
                     self.link.welcomed();
                     let result_bytes_max = usize::try_from(welcome.result_bytes_max);
@@ -615,6 +623,12 @@ impl Loop {
             Err(why) => self.disconnect(&why),
         }
         Ok(())
+    }
+
+    /// The cluster is known now, and so is what an earlier run of this worker left running for it.
+    fn end_orphans(&mut self) {
+        let (name, grace) = (self.config.name.clone(), self.config.kill_grace.into());
+        self.orphans = Orphans::find(name, self.spawner.origin, self.now, grace);
     }
 
     fn disconnect(&mut self, why: &LineError) {
@@ -740,6 +754,17 @@ impl Loop {
         if !self.config.commands {
             let message = "this worker runs handlers only".to_owned();
             return Some(failed_to_start(libc::EPERM, message));
+        }
+        let job = fence.job.raw();
+        if self
+            .orphans
+            .as_ref()
+            .is_some_and(|orphans| orphans.holds(job))
+        {
+            let message = "an earlier attempt, whose worker was killed, is still being ended here";
+            return Some(Ending::NoRoom {
+                message: message.to_owned(),
+            });
         }
         let spawned = match self.spawner.spawn(fence, &command, keep != Keep::Nothing) {
             Ok(spawned) => spawned,
@@ -910,6 +935,13 @@ impl Loop {
             .is_some_and(|due| due <= self.now);
         if due || !self.ending.is_empty() {
             self.reaper.look(self.now);
+        }
+        if self
+            .orphans
+            .as_mut()
+            .is_some_and(|orphans| orphans.are_over(self.now))
+        {
+            self.orphans = None;
         }
     }
 
