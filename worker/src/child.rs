@@ -56,6 +56,8 @@ pub(crate) struct Child {
     told: bool,
     kin: Kin,
     left: Left,
+    /// How often the kernel had killed for want of memory when this was started.
+    pub(crate) oom_kills: u64,
     killed_at: Option<Time>,
     look_at: Time,
 }
@@ -97,7 +99,12 @@ pub(crate) enum Read {
 }
 
 impl Child {
-    pub(crate) fn new(fence: Fence, spawned: Spawned, stdin: Option<Bytes>) -> Self {
+    pub(crate) fn new(
+        fence: Fence,
+        spawned: Spawned,
+        stdin: Option<Bytes>,
+        oom_kills: u64,
+    ) -> Self {
         let pipe = |fd| Pipe {
             fd,
             bytes: 0,
@@ -118,6 +125,7 @@ impl Child {
             told: false,
             kin: Kin::new(spawned.marks, spawned.pid),
             left: Left::Nobody,
+            oom_kills,
             killed_at: None,
             look_at: Time::default(),
         }
@@ -421,7 +429,7 @@ mod tests {
         let spawned = Spawner::new("w-1".to_owned())
             .spawn(fence, &command, false)
             .unwrap();
-        let mut child = Child::new(fence, spawned, None);
+        let mut child = Child::new(fence, spawned, None, 0);
         // It has ended, but the loop has not noticed yet.
         let exit = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), exit).unwrap();

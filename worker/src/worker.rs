@@ -38,6 +38,7 @@ use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::oom::OomKills;
 use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
@@ -380,6 +381,7 @@ struct Loop {
     pool: Pool,
     spawner: Spawner,
     reaper: Reaper,
+    oom_kills: OomKills,
     /// What an earlier run of this worker left running, until it has ended.
     orphans: Option<Orphans>,
     running: HashMap<Fence, Running>,
@@ -441,6 +443,7 @@ impl Loop {
             pool: Pool::new(Arc::new(Completions::new(waker))),
             spawner: Spawner::new(config.name.clone()),
             reaper: Reaper::new(config.subreaper),
+            oom_kills: OomKills::find(),
             orphans: None,
             running: HashMap::new(),
             children: Slab::new(),
@@ -766,6 +769,7 @@ impl Loop {
                 message: message.to_owned(),
             });
         }
+        let oom_kills = self.oom_kills.count();
         let spawned = match self.spawner.spawn(fence, &command, keep != Keep::Nothing) {
             Ok(spawned) => spawned,
             Err(SpawnError::Failed { errno, message }) => {
@@ -779,6 +783,7 @@ impl Loop {
                 fence,
                 spawned,
                 command.stdin.as_deref().map(Bytes::copy_from_slice),
+                oom_kills,
             ),
             keep,
         ));
@@ -968,7 +973,11 @@ impl Loop {
         self.readable.retain(|&(k, _)| k != key);
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
-        let (outcome, detail, told) = child.reap(&mut self.reaper);
+        let (mut outcome, detail, told) = child.reap(&mut self.reaper);
+        let killed = outcome == (Outcome::Signalled { signal: 9 });
+        if killed && !told && self.oom_kills.claim(child.oom_kills) {
+            outcome = Outcome::OutOfMemory;
+        }
         if keep != Keep::Nothing {
             let (stdout, stderr) = child.bytes();
             self.spool.close(child.fence, stdout, stderr);
