@@ -72,6 +72,7 @@ pub(crate) fn judge(policy: &Retry, cluster: &[u8; 16], spent: Spent, outcome: O
         Outcome::Signalled { .. }
         | Outcome::OutOfMemory
         | Outcome::TimedOut
+        | Outcome::Stalled
         | Outcome::SpawnFailed { .. }
         | Outcome::NoSuchHandler => {}
     }
@@ -115,7 +116,7 @@ fn matches(rule: Rule, outcome: Outcome) -> bool {
     match (rule, outcome) {
         (Rule::Codes(from, to), Outcome::Exited { code }) => from <= code && code <= to,
         (Rule::Signal, Outcome::Signalled { .. })
-        | (Rule::Timeout, Outcome::TimedOut)
+        | (Rule::Timeout, Outcome::TimedOut | Outcome::Stalled)
         | (Rule::OutOfMemory, Outcome::OutOfMemory)
         | (Rule::Spawn, Outcome::SpawnFailed { .. })
         | (Rule::Error, Outcome::HandlerFailed { .. }) => true,
@@ -130,6 +131,7 @@ fn reason(outcome: Outcome) -> Reason {
         Outcome::Signalled { .. } => Reason::Signal,
         Outcome::OutOfMemory => Reason::OutOfMemory,
         Outcome::TimedOut => Reason::Timeout,
+        Outcome::Stalled => Reason::Stalled,
         Outcome::SpawnFailed { .. } => Reason::SpawnFailed,
         Outcome::HandlerFailed { .. } => Reason::HandlerError,
         Outcome::NoSuchHandler => Reason::NoSuchHandler,

@@ -269,6 +269,7 @@ fn start_threads(
     };
     let (net_thread, live) = recover(&mut store, &dispatch, worker_port, needs)?;
 
+    let counters = Arc::default();
     let writer_parts = store::writer::Parts {
         store: Box::new(store),
         inbox: writer_inbox,
@@ -283,7 +284,7 @@ fn start_threads(
             std::process::abort();
         }),
         health: Arc::clone(&health),
-        counters: Arc::default(),
+        counters: Arc::clone(&counters),
         clock,
         live,
         durability: config.durability,
@@ -297,6 +298,7 @@ fn start_threads(
         dispatch: dispatch.clone(),
         output: output.clone(),
         auth,
+        counters,
         health: Arc::clone(&health),
         clock,
         config: Arc::new(config),

@@ -20,5 +20,7 @@ pub use job::{
     Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
 };
 pub use problem::{FieldError, Problem, ShapeError};
-pub use query::{Health, LogEnd, LogPiece, Stats, Version, WorkerList, WorkerView};
+pub use query::{
+    Done, Health, LogEnd, LogPiece, QueueList, QueueStats, Stats, Version, WorkerList, WorkerView,
+};
 pub use text::{InvalidTimestamp, Timestamp};

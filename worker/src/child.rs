@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::clock::{Span, Time};
+use crate::signs::Signs;
 use crate::spawn::Spawned;
 use crate::usage;
 
@@ -30,6 +31,8 @@ const READ_ON: Span = Span::from_ms(200);
 const LOOK_AGAIN: Span = Span::from_ms(50);
 /// How long after KILL the group is waited for: what still stands then is stuck in the kernel.
 const STUCK: Span = Span::from_ms(1_000);
+/// Lines of standard error kept with an attempt's end.
+const TAIL_LINES_MAX: usize = 20;
 
 /// A running process.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
     pub(crate) stdin: Option<Feed>,
+    pub(crate) signs: Signs,
+    started_at: Time,
     stdout: Pipe,
     stderr: Pipe,
     /// The end of standard error, a little more than is reported.
@@ -77,7 +82,7 @@ pub(crate) enum Read {
 }
 
 impl Child {
-    pub(crate) fn new(fence: Fence, spawned: Spawned, stdin: Option<Bytes>) -> Self {
+    pub(crate) fn new(fence: Fence, spawned: Spawned, stdin: Option<Bytes>, now: Time) -> Self {
         let pipe = |fd| Pipe {
             fd,
             bytes: 0,
@@ -91,6 +96,8 @@ impl Child {
                 .stdin
                 .zip(stdin)
                 .map(|(pipe, rest)| Feed { pipe, rest }),
+            signs: Signs::new(now),
+            started_at: now,
             stdout: pipe(spawned.stdout),
             stderr: pipe(spawned.stderr),
             tail: Vec::new(),
@@ -232,6 +239,8 @@ impl Child {
     /// Reaps it: how it ended, and whether we had told it to.
     pub(crate) fn reap(&mut self) -> (Outcome, Detail, bool) {
         let (status, mut usage) = wait4(self.pid);
+        let ended_at = self.exited_at.unwrap_or(self.started_at);
+        usage.wall_ms = (ended_at - self.started_at).us() / 1_000;
         (usage.stdout_bytes, usage.stderr_bytes) = self.bytes();
         let mut detail = Detail {
             usage: Some(usage),
@@ -246,10 +255,7 @@ impl Child {
             Status::Exited(code) => detail.exit_code = Some(code),
             Status::Signalled(signal) => detail.signal = Some(signal),
         }
-        if outcome != Outcome::Succeeded {
-            let tail = std::mem::take(&mut self.tail);
-            detail.stderr_tail = tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..].to_vec();
-        }
+        detail.stderr_tail = last_lines(&self.tail).to_vec();
         (outcome, detail, self.told)
     }
 
@@ -278,6 +284,21 @@ fn keep_tail(tail: &mut Vec<u8>, new: &[u8]) {
         tail.drain(..tail.len() - STDERR_TAIL_BYTES_MAX);
     }
     tail.extend_from_slice(new);
+}
+
+/// The last lines of what is kept, as many as a person wants to see; the first of them may be cut by its bytes.
+fn last_lines(tail: &[u8]) -> &[u8] {
+    let mut tail = &tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..];
+    let ends = tail.iter().enumerate().rev().skip(1);
+    let cut = ends
+        .filter(|(_, byte)| **byte == b'\n')
+        .nth(TAIL_LINES_MAX - 1);
+    if let Some((at, _)) = cut {
+        tail = &tail[at + 1..];
+    }
+    // Half a character at the front would be shown as a wrong one.
+    let halves = tail.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80);
+    &tail[halves.count()..]
 }
 
 /// How a main process ended.
@@ -350,7 +371,7 @@ mod tests {
         let spawned = Spawner::new("w-1".to_owned())
             .spawn(fence, &command, false)
             .unwrap();
-        let mut child = Child::new(fence, spawned, None);
+        let mut child = Child::new(fence, spawned, None, Time::default());
         // It has ended, but the loop has not noticed yet.
         let exit = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), exit).unwrap();
@@ -358,6 +379,20 @@ mod tests {
         assert!(child.exited() && child.is_over(Time::default()));
         let (outcome, _, told) = child.reap();
         assert_eq!((outcome, told), (Outcome::Succeeded, false));
+    }
+
+    #[test]
+    fn the_last_lines_are_twenty_at_most_and_begin_with_a_whole_character() {
+        let lines: String = (1..=30).map(|n| format!("line {n}\n")).collect();
+        assert!(last_lines(lines.as_bytes()).starts_with(b"line 11\n"));
+        assert!(last_lines(lines.trim_end().as_bytes()).starts_with(b"line 11\n"));
+        assert_eq!(last_lines(b"\xff\x00 only\n"), b"\xff\x00 only\n");
+        assert_eq!(last_lines(b""), b"");
+        let long = "é".repeat(STDERR_TAIL_BYTES_MAX);
+        let kept = last_lines(&long.as_bytes()[1..]);
+        assert!(std::str::from_utf8(kept).is_ok());
+        let odd = [long.as_bytes(), b"x"].concat();
+        assert_eq!(last_lines(&odd).len(), STDERR_TAIL_BYTES_MAX - 1);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod link;
 mod output;
 mod pipe;
 pub mod session;
+mod signs;
 mod spawn;
 mod usage;
 mod worker;

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
+use hostler_wire::limits::{NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
 use hostler_wire::token::Token;
 use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
@@ -40,6 +40,7 @@ use crate::link::{Line, LineError, Link, READ_BYTES, Said};
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
+use crate::signs::Signs;
 use crate::spawn::{SpawnError, Spawner};
 use crate::usage;
 
@@ -427,7 +428,7 @@ impl Loop {
             pipe: OutputPipe::new(),
             spool: Spool::new(config.spool.clone()),
             registry,
-            pool: Pool::new(Arc::new(Completions::new(waker))),
+            pool: Pool::new(Arc::new(Completions::new(waker)), clock),
             spawner: Spawner::new(config.name.clone()),
             running: HashMap::new(),
             children: Slab::new(),
@@ -472,6 +473,7 @@ impl Loop {
                 .next_deadline()
                 .is_some_and(|due| due <= self.now)
             {
+                self.tell_signs();
                 self.tell(Event::Tick);
             }
             self.finish_turn()?;
@@ -536,6 +538,22 @@ impl Loop {
     fn tell(&mut self, event: Event) {
         self.session.handle(self.now, event, &mut self.effects);
         self.carry_out();
+    }
+
+    /// Before the session ends silent attempts, it hears of signs of life it does not know of.
+    fn tell_signs(&mut self) {
+        for fence in self.session.suspects(self.now) {
+            let at = match self.running.get(&fence) {
+                // It may be waiting in a write that we do not read.
+                Some(&Running::Process(key)) if self.blocked.iter().any(|(k, _)| *k == key) => {
+                    self.now
+                }
+                Some(&Running::Process(key)) => self.children[key].0.signs.active,
+                Some(Running::Handler(watch)) => watch.signs().active,
+                None => continue,
+            };
+            self.tell(Event::Active { fence, at });
+        }
     }
 
     /// Signals, and whoever holds a stopper.
@@ -741,6 +759,7 @@ impl Loop {
                 fence,
                 spawned,
                 command.stdin.as_deref().map(Bytes::copy_from_slice),
+                self.now,
             ),
             keep,
         ));
@@ -871,6 +890,7 @@ impl Loop {
             let at = offset(child);
             match child.read(stream, &mut self.buffer[..READ_BYTES / PIPE_READS]) {
                 Read::Bytes(n) => {
+                    child.signs.printed(self.now);
                     let bytes = &self.buffer[..n];
                     self.spool
                         .push(child.fence, stream, at, Clock::wall_ms(), bytes, insist);
@@ -941,7 +961,7 @@ impl Loop {
             usage::groups(&groups)
         };
         let mut lives = Vec::new();
-        for &fence in probe.fences.iter().take(BATCH_ITEMS_MAX) {
+        for &fence in &probe.fences {
             let Some(started) = self.session.started(fence) else {
                 continue;
             };
@@ -959,12 +979,9 @@ impl Loop {
                     live.cpu_ms = used.cpu_ms;
                     live.rss_bytes = used.rss_bytes;
                     (live.stdout_bytes, live.stderr_bytes) = child.bytes();
+                    tell(&mut live, &child.signs, self.now);
                 }
-                Some(Running::Handler(watch)) => {
-                    let words = watch.words().clone();
-                    live.progress = words.progress;
-                    live.note = words.note;
-                }
+                Some(Running::Handler(watch)) => tell(&mut live, &watch.signs(), self.now),
                 None => {}
             }
             lives.push(live);
@@ -1004,6 +1021,14 @@ impl Drop for Loop {
             }
         }
     }
+}
+
+fn tell(live: &mut Live, signs: &Signs, now: Time) {
+    let age_ms = |at: Time| (now - at).us() / 1_000;
+    live.quiet_ms = age_ms(signs.active);
+    live.output_age_ms = signs.output_at.map(age_ms);
+    live.progress = signs.progress;
+    live.note.clone_from(&signs.note);
 }
 
 fn failed_to_start(errno: i32, message: String) -> Ending {
