@@ -230,9 +230,10 @@ pub struct Read {
     pub from: u64,
     /// Most bytes; a page has no more than [`PAGE_BYTES_MAX`].
     pub max: usize,
-    /// If there is nothing yet, wait for something: a piece, the end, or a new attempt (the page is empty then). The
-    /// caller gives up by dropping.
+    /// If there is nothing yet, wait for something: a piece or the end. The caller gives up by dropping.
     pub wait: bool,
+    /// Wait no longer than until there is an attempt above this one; the page is empty then.
+    pub newer: Option<u16>,
 }
 
 /// Some output.
@@ -259,6 +260,8 @@ pub struct Piece {
     pub stream: Stream,
     /// Its place in that stream.
     pub offset: u64,
+    /// Its place in the selection, in the count of [`Read::from`].
+    pub at: u64,
     /// When the worker read it, wall milliseconds.
     pub at_ms: u64,
     /// The bytes.

@@ -118,6 +118,7 @@ fn read(job: u64, stream: Option<Stream>) -> Read {
         from: 0,
         max: 70_000,
         wait: false,
+        newer: None,
     }
 }
 
@@ -489,6 +490,7 @@ fn a_follower_is_woken_by_a_piece_by_the_end_and_by_a_new_attempt() {
         from,
         attempt,
         wait: true,
+        newer: attempt,
         ..read(1, None)
     };
     let first = t.output.read(follow(0, None));
@@ -509,6 +511,31 @@ fn a_follower_is_woken_by_a_piece_by_the_end_and_by_a_new_attempt() {
     t.send(vec![end(fence(1, 2), 3, 0)]);
     let page = third.blocking_recv().unwrap().unwrap();
     assert!(page.pieces.is_empty() && page.ended.is_some());
+    t.stop();
+}
+
+#[test]
+fn a_reader_of_one_attempt_waits_for_that_one_whatever_newer_ones_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(options(dir.path()));
+    t.send(vec![
+        chunk(fence(1, 1), Stream::Stdout, 0, b"old"),
+        chunk(fence(1, 2), Stream::Stdout, 0, b"new"),
+    ]);
+    t.acked(fence(1, 2), |ack| ack.stdout_through == 3);
+    let of_the_first = Read {
+        attempt: Some(1),
+        from: 3,
+        wait: true,
+        ..read(1, None)
+    };
+    let mut waits = t.output.read(of_the_first);
+    t.send(vec![chunk(fence(1, 2), Stream::Stdout, 3, b"er")]);
+    t.acked(fence(1, 2), |ack| ack.stdout_through == 5);
+    assert!(waits.try_recv().is_err(), "answered with nothing to say");
+    t.send(vec![chunk(fence(1, 1), Stream::Stdout, 3, b"er")]);
+    let page = waits.blocking_recv().unwrap().unwrap();
+    assert_eq!(&page.pieces[0].data[..], b"er");
     t.stop();
 }
 

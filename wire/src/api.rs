@@ -20,5 +20,5 @@ pub use job::{
     Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
 };
 pub use problem::{FieldError, Problem, ShapeError};
-pub use query::{Health, LogEnd, LogPiece, Stats, Version, WorkerList, WorkerView};
+pub use query::{Health, LogEnd, LogPiece, LogResync, Stats, Version, WorkerList, WorkerView};
 pub use text::{InvalidTimestamp, Timestamp};

@@ -13,6 +13,7 @@ mod output;
 mod pipe;
 pub mod session;
 mod spawn;
+mod spill;
 mod usage;
 mod worker;
 

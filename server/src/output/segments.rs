@@ -844,6 +844,7 @@ mod tests {
             from: 0,
             max: 1 << 20,
             wait: false,
+            newer: None,
         })?;
         Ok(page
             .pieces
@@ -925,6 +926,7 @@ mod tests {
             from: 0,
             max: 100,
             wait: false,
+            newer: None,
         };
         let page = segments.read(&read).unwrap();
         assert_eq!(page.next, 10);

@@ -43,8 +43,6 @@ type Reply = oneshot::Sender<Result<Page, ReadError>>;
 struct Waiter {
     read: Read,
     reply: Reply,
-    /// The attempt it was waiting at; 0 if there was none.
-    attempt: u16,
 }
 
 /// See the module's head.
@@ -321,15 +319,10 @@ impl Thread {
             && read.wait
             && page.pieces.is_empty()
             && page.ended.is_none()
-            // A newer attempt is news, also if it came in the very turn of the question.
-            && self.latest(read.job, page.attempt) == page.attempt
+            // Also if it came in the very turn of the question.
+            && !self.has_newer(&read)
         {
-            let attempt = page.attempt;
-            return self.wait(Waiter {
-                read,
-                reply,
-                attempt,
-            });
+            return self.wait(Waiter { read, reply });
         }
         drop(reply.send(result));
     }
@@ -361,11 +354,10 @@ impl Thread {
                 continue;
             }
             let result = self.segments.read(&waiter.read);
-            let attempt = result.as_ref().map_or(0, |page| page.attempt);
             let nothing = result
                 .as_ref()
                 .is_ok_and(|page| page.pieces.is_empty() && page.ended.is_none());
-            if nothing && self.latest(job, attempt) == waiter.attempt {
+            if nothing && !self.has_newer(&waiter.read) {
                 self.wait(waiter);
             } else {
                 drop(waiter.reply.send(result));
@@ -373,11 +365,13 @@ impl Thread {
         }
     }
 
-    /// The newest attempt with output.
-    fn latest(&self, job: JobId, at_least: u16) -> u16 {
-        let attempts = self.segments.attempts(job).unwrap_or_default();
-        let latest = attempts.iter().map(|attempt| attempt.attempt).max();
-        latest.unwrap_or(0).max(at_least)
+    /// There is an attempt that the reader would rather hear of than wait.
+    fn has_newer(&self, read: &Read) -> bool {
+        let Some(known) = read.newer else {
+            return false;
+        };
+        let attempts = self.segments.attempts(read.job).unwrap_or_default();
+        attempts.iter().any(|attempt| attempt.attempt > known)
     }
 
     /// Forgets readers that gave up.
