@@ -20,7 +20,9 @@ use hostler_engine::event::Restore;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::{Engine, Span};
 use hostler_wire::handshake::Identity;
+use hostler_wire::{JobId, JobState};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::auth::{Auth, AuthError};
 use crate::clock::Clock;
@@ -230,7 +232,7 @@ fn start_threads(
     let (records, record_reader) = reader("records", &store, &dispatch)?;
     let (bodies, body_reader) = reader("bodies", &store, &dispatch)?;
     let net = worker_port.handle();
-    let (output, output_thread) = start_output(&config, clock, &net)?;
+    let (output, output_thread) = start_output(&config, clock, &net, &records)?;
 
     let dispatch_parts = dispatch::Parts {
         wake: Arc::clone(&dispatch_wake),
@@ -384,12 +386,25 @@ fn start_output(
     config: &Config,
     clock: Clock,
     net: &net::Handle,
+    records: &store::reader::Handle,
 ) -> Result<(output::Handle, JoinHandle<()>), StartError> {
     let net = net.clone();
     let answers = Box::new(move |answers: &mut Vec<Answer>| {
         net.post_all(answers.drain(..).map(Post::from));
     });
-    output::spawn(output::Options::new(config), clock, answers).map_err(StartError::Thread)
+    let records = records.clone();
+    let ends = Box::new(move |jobs: Vec<JobId>| -> output::PollEnds {
+        let mut answer = records.ends(jobs);
+        Box::new(move || match answer.try_recv() {
+            Ok(Ok(ends)) => {
+                let not_failed = ends.iter().filter(|end| end.1 != JobState::Failed);
+                Some(Some(not_failed.map(|end| end.0).collect()))
+            }
+            Ok(Err(_)) | Err(TryRecvError::Closed) => Some(None),
+            Err(TryRecvError::Empty) => None,
+        })
+    });
+    output::spawn(output::Options::new(config), clock, answers, ends).map_err(StartError::Thread)
 }
 
 fn reader(

@@ -19,6 +19,7 @@ mod reaper;
 pub mod session;
 mod signs;
 mod spawn;
+mod spill;
 mod usage;
 mod worker;
 
