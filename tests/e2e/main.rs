@@ -17,3 +17,4 @@ mod limits;
 mod output;
 mod probe;
 mod submit;
+mod torture;
