@@ -1156,7 +1156,10 @@ proptest! {
 
     #[test]
     fn recovery_from_sqlite_agrees_with_a_model(steps in steps()) {
-        live_through(&Directory::new(), &steps);
+        let ground = Directory::new();
+        live_through(&ground, &steps);
+        let report = hostler_server::verify(&ground.path()).unwrap();
+        assert!(report.is_sound(), "{:#?}", report.findings);
     }
 
     #[test]
