@@ -118,6 +118,14 @@ impl Cluster {
         self.start_server();
     }
 
+    /// A new start of a server that has ended by itself.
+    #[track_caller]
+    pub fn start_anew(&mut self) {
+        let mut ended = self.server.take().expect("there was a server");
+        assert!(!ended.runs(), "the server still runs");
+        self.start_server();
+    }
+
     /// SIGTERM, and how the server ended.
     #[track_caller]
     pub fn stop_server(&mut self) -> Finished {

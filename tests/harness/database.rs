@@ -99,7 +99,10 @@ impl Database {
 
     /// Job and number of every attempt that has ended.
     pub fn attempt_numbers(&self) -> BTreeSet<(u64, u64)> {
-        let mut query = self.0.prepare("SELECT job, number FROM attempt").unwrap();
+        let mut query = self
+            .connection
+            .prepare("SELECT job, number FROM attempt")
+            .unwrap();
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
         rows.unwrap().map(Result::unwrap).collect()
     }

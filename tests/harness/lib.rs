@@ -6,6 +6,7 @@
 //! - [`Relay`]: stands between worker and server; holds, cuts, delays, damages and remembers. [`Impostor`]: a false server.
 //! - [`Database`]: the file itself, through its public views. [`Effects`]: what jobs really did, in their own words.
 //! - [`eventually`], [`never`]: waiting with a deadline instead of sleeping. [`Random`]: chance that can be repeated.
+//! - [`Wall`]: a wall clock that can be set, for one process.
 //!
 //! A harness that cannot go on panics where it stands, with what it saw.
 #![expect(
@@ -24,6 +25,7 @@ mod process;
 mod random;
 mod relay;
 mod scratch;
+mod wall;
 
 pub use binary::{find_binary, full, size};
 pub use clock::{
@@ -38,3 +40,4 @@ pub use process::{Finished, Process};
 pub use random::Random;
 pub use relay::{Damage, Relay, Way};
 pub use scratch::{Scratch, alive, free_port};
+pub use wall::Wall;
