@@ -15,6 +15,7 @@ mod server;
 mod spec;
 mod status;
 mod submit;
+mod verify;
 mod version;
 mod wait;
 mod worker;
@@ -74,6 +75,7 @@ Machines:
   worker       Run a worker
   workers      List workers
   health       Is the server well?
+  verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
 
@@ -110,6 +112,7 @@ enum Command {
     Worker(worker::Args),
     Workers(workers::Args),
     Health(health::Args),
+    Verify(verify::Args),
     Version(version::Args),
     Completions(completions::Args),
 }
@@ -149,6 +152,7 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Dev(args) => dev::run(args, &global),
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
+        Command::Verify(args) => verify::run(&args, &global),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Run(args) => {
             talk(&global, async |context| run::run(args, context).await).map_err(Failure::ours)

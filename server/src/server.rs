@@ -4,9 +4,9 @@
 //! workers can report and be adopted while one scan reads the untouched jobs, then assignments, then HTTP. *Ready* is when
 //! all of that is done; the grace of absent workers counts from there.
 //!
-//! The order of a stop: not ready; no new assignments and unstarted work recalled; HTTP finishes what it has; what is
-//! in flight is committed and acknowledged; then the threads end, the store last. Running jobs stay with their
-//! workers.
+//! The order of a stop: not ready, and submissions refused, while HTTP still answers and says so; no new assignments and
+//! unstarted work recalled; HTTP finishes what it has; what is in flight is committed and acknowledged; then the threads
+//! end, the store last. Running jobs stay with their workers. All of it within the drain timeout.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -78,6 +78,7 @@ enum Control {
 /// The threads and how to reach them.
 #[derive(Debug)]
 struct Threads {
+    clock: Clock,
     health: Arc<Health>,
     dispatch: dispatch::Handle,
     writer: store::writer::Handle,
@@ -189,9 +190,11 @@ impl Threads {
         self.net.post(Post::StopAccepting);
         let (settled, is_settled) = oneshot::channel();
         self.dispatch.tell(Message::Stopping { settled });
-        self.http.stop(within);
-        self.http.join();
+        let begun = self.clock.now();
         wait_for(is_settled, within.min(SETTLE));
+        let gone = Duration::from_micros(self.clock.now().since(begun).micros());
+        self.http.stop(within.saturating_sub(gone));
+        self.http.join();
         // What dispatch has sent to the writer by now is committed before the writer's own stop.
         self.dispatch.tell(Message::Stop);
         join("dispatch", self.joins.dispatch);
@@ -317,6 +320,7 @@ fn start_threads(
         writer: writer_thread,
     };
     Ok(Threads {
+        clock,
         health,
         dispatch,
         writer,

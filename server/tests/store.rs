@@ -19,8 +19,8 @@ use hostler_server::metrics::Health;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
 use hostler_server::store::reader;
 use hostler_server::store::seam::{
-    Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob, Read, Record,
-    Store, StoreError, StoreErrorKind, Submission, Totals,
+    AttemptRecord, Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob,
+    Read, Record, Store, StoreError, StoreErrorKind, Submission, Totals,
 };
 use hostler_server::store::sqlite::{FILE, SqliteStore};
 use hostler_server::store::writer::{self, Accepted, Counters, JobLanes, Notice, SubmitError};
@@ -96,6 +96,7 @@ on_every_store! {
     what_was_accepted_reads_back_as_it_was
     ends_are_visible_after_their_commit
     attempts_come_back_with_their_words
+    a_list_knows_the_attempts_that_did_not_end_their_jobs
     epochs_grow_and_ids_are_never_given_out_again
     a_deposed_store_changes_nothing
     a_key_is_remembered_with_its_jobs
@@ -546,6 +547,45 @@ fn attempts_come_back_with_their_words(ground: &dyn Ground) {
         ]
     );
     assert_eq!(attempts[0].worker.as_deref(), Some("w-1"));
+}
+
+fn a_list_knows_the_attempts_that_did_not_end_their_jobs(ground: &dyn Ground) {
+    let mut t = Trial::new(ground);
+    let first = t.submit(3);
+    let again = |job| {
+        Fact::Again(Again {
+            fence: t.fence(job, 1),
+            worker: WorkerId::new(1),
+            reason: Reason::ExitCode,
+            charge: Charge::Failure,
+            started: Some(t.now),
+            at: t.now,
+            due: Some(When::Engine(t.now)),
+            detail: None,
+        })
+    };
+    let facts = [
+        t.worker(1),
+        t.assigned(1, &[(first, 1), (first + 1, 1), (first + 2, 1)]),
+        again(first),
+        t.assigned(1, &[(first, 2)]),
+        t.ended(first, 2, JobState::Succeeded, Reason::None),
+        // Cancelled while it waited for its second try.
+        again(first + 1),
+        t.ended(first + 1, 0, JobState::Cancelled, Reason::CancelledByUser),
+        t.ended(first + 2, 1, JobState::Succeeded, Reason::None),
+    ];
+    t.commit(&[], &facts).unwrap();
+    let page = t.read().list(&list(|q| q.limit = 10)).unwrap();
+    let former: Vec<usize> = (page.records.iter())
+        .map(|record| record.attempts.len())
+        .collect();
+    assert_eq!(former, [1, 1, 0]);
+    for record in &page.records {
+        let told = t.record(record.id.raw()).attempts;
+        let numbers = |all: &[AttemptRecord]| all.iter().map(|it| it.number).collect::<Vec<_>>();
+        assert_eq!(numbers(&record.attempts), numbers(&told));
+    }
 }
 
 fn epochs_grow_and_ids_are_never_given_out_again(ground: &dyn Ground) {
@@ -1118,7 +1158,10 @@ proptest! {
 
     #[test]
     fn recovery_from_sqlite_agrees_with_a_model(steps in steps()) {
-        live_through(&Directory::new(), &steps);
+        let ground = Directory::new();
+        live_through(&ground, &steps);
+        let report = hostler_server::verify(&ground.path()).unwrap();
+        assert!(report.is_sound(), "{:#?}", report.findings);
     }
 
     #[test]

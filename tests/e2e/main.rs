@@ -12,8 +12,13 @@
 mod cancel;
 mod cli;
 mod crash;
+mod drain;
 mod intruders;
 mod limits;
 mod output;
 mod probe;
 mod submit;
+mod torture;
+mod versions;
+mod wall;
+mod wire;

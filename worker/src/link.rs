@@ -82,6 +82,20 @@ impl From<io::Error> for LineError {
 }
 
 impl LineError {
+    /// Whether the two sides cannot understand each other, however well they may know each other.
+    pub(crate) fn is_of_version(&self) -> bool {
+        match self {
+            Self::Handshake(error) => error.code == RefuseCode::Version,
+            Self::Refused(refused) => refused.code == RefuseCode::Version,
+            Self::Io(_)
+            | Self::Closed
+            | Self::Decode(_)
+            | Self::NotLeader(_)
+            | Self::Late
+            | Self::Unexpected => false,
+        }
+    }
+
     /// Whether trying again is pointless for a worker that never got in: a person has to change something.
     pub(crate) fn is_final(&self) -> bool {
         match self {

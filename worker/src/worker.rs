@@ -159,6 +159,8 @@ pub enum WorkerError {
     Invalid(String),
     /// The server would not have us, or is not ours; a person has to change something.
     Refused(String),
+    /// Server and worker speak no version of the protocol in common.
+    Version(String),
     /// The operating system refused what the loop cannot do without.
     Io(io::Error),
 }
@@ -166,7 +168,7 @@ pub enum WorkerError {
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(what) | Self::Refused(what) => f.write_str(what),
+            Self::Invalid(what) | Self::Refused(what) | Self::Version(what) => f.write_str(what),
             Self::Io(error) => write!(f, "the worker's loop cannot go on: {error}"),
         }
     }
@@ -637,7 +639,12 @@ impl Loop {
                 // One of several may be no server of ours: the others are asked before a person is.
                 self.refusals += 1;
                 if self.refusals >= self.config.servers.len() {
-                    return Err(WorkerError::Refused(why.to_string()));
+                    let kind = if why.is_of_version() {
+                        WorkerError::Version
+                    } else {
+                        WorkerError::Refused
+                    };
+                    return Err(kind(why.to_string()));
                 }
                 self.disconnect(&why);
             }
