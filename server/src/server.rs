@@ -272,7 +272,13 @@ fn start_threads(
         },
         output: output.clone(),
     };
-    let (net_thread, live) = recover(&mut store, &dispatch, worker_port, needs)?;
+    let (mut port, mut opened) = (Some((worker_port, needs)), None);
+    let live = recover(&mut store, &dispatch, &mut || {
+        opened = port.take().map(|(port, needs)| port.spawn(needs));
+    })?;
+    let net_thread = opened
+        .expect("recovery opens the port")
+        .map_err(StartError::Thread)?;
 
     let counters = Arc::default();
     let writer_parts = store::writer::Parts {
@@ -333,15 +339,14 @@ fn start_threads(
     })
 }
 
-/// Tells dispatch what the store remembers. The worker port opens once the history is told.
-fn recover(
-    store: &mut SqliteStore,
+/// Tells dispatch what the store remembers, and lets workers in once the history is told; the scan of the untouched jobs
+/// goes on behind them. Answers with the number of unfinished jobs.
+pub fn recover(
+    store: &mut dyn Store,
     dispatch: &dispatch::Handle,
-    port: net::Net,
-    needs: net::Needs,
-) -> Result<(JoinHandle<()>, u64), StartError> {
-    let mut wire = Some((port, needs));
-    let mut opened = None;
+    open_port: &mut dyn FnMut(),
+) -> Result<u64, StoreError> {
+    let mut is_open = false;
     let mut live = 0;
     let mut batch = Vec::with_capacity(RESTORE_BATCH);
     store.load(&mut |part| {
@@ -351,23 +356,21 @@ fn recover(
             Restore::Run(run) => u64::from(run.count),
             Restore::Worker { .. } | Restore::Workers { .. } => 0,
         };
-        if batch.len() >= RESTORE_BATCH || (is_scan && wire.is_some()) {
+        if batch.len() >= RESTORE_BATCH || (is_scan && !is_open) {
             dispatch.tell(Message::Restored(std::mem::take(&mut batch)));
         }
-        if is_scan && let Some((port, needs)) = wire.take() {
-            opened = Some(port.spawn(needs));
+        if is_scan && !is_open {
+            is_open = true;
+            open_port();
         }
         batch.push(part);
     })?;
     dispatch.tell(Message::Restored(batch));
-    if let Some((port, needs)) = wire.take() {
-        opened = Some(port.spawn(needs));
+    if !is_open {
+        open_port();
     }
-    let net_thread = opened
-        .expect("opened by the scan or right above")
-        .map_err(StartError::Thread)?;
     dispatch.tell(Message::Ready);
-    Ok((net_thread, live))
+    Ok(live)
 }
 
 fn notify(
@@ -431,7 +434,8 @@ fn reader(
     Ok((store::reader::Handle::new(queries), thread))
 }
 
-fn engine_config(config: &Config, opening: &Opening) -> hostler_engine::Config {
+/// What the engine is told at this start.
+pub fn engine_config(config: &Config, opening: &Opening) -> hostler_engine::Config {
     hostler_engine::Config {
         epoch: opening.epoch,
         cluster: opening.cluster,
