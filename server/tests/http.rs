@@ -279,14 +279,7 @@ fn every_field_is_judged_and_named() {
             answer.text()
         );
     }
-    for field in [
-        "after",
-        "array",
-        "unique_key",
-        "fair_key",
-        "requires",
-        "stall_ms",
-    ] {
+    for field in ["after", "array", "unique_key", "fair_key", "requires"] {
         let answer = w.post(&command(&format!(r#""{field}":1"#)));
         assert_eq!(
             (answer.status, answer.code()),

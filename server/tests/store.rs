@@ -314,6 +314,7 @@ fn class(number: u32, queue: &str) -> Class {
             max_losses: 3,
             timeout: None,
             grace: None,
+            stall: None,
             stop_on_partition: false,
         },
     }
@@ -501,6 +502,7 @@ fn attempts_come_back_with_their_words(ground: &dyn Ground) {
         result: vec![1],
         stderr_tail: vec![0xff, 0],
         usage: Some(Usage {
+            wall_ms: 6,
             user_ms: 1,
             system_ms: 2,
             peak_rss_bytes: 3,

@@ -156,7 +156,7 @@ fn every_wrong_field_is_named_with_its_pointer() {
             json!({"command": ["true"], "requires": {"cpus": 1}}),
             "/requires",
         ),
-        (json!({"command": ["true"], "stall_ms": 1}), "/stall_ms"),
+        (json!({"command": ["true"], "stall_ms": 0}), "/stall_ms"),
     ];
     let mut wrong = Vec::new();
     for (job, pointer) in table {

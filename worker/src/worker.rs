@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
+use hostler_wire::limits::{NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
 use hostler_wire::token::Token;
 use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
@@ -36,10 +36,15 @@ use slab::Slab;
 use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
+use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::oom::OomKills;
+use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
+use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
+use crate::signs::Signs;
 use crate::spawn::{SpawnError, Spawner};
 use crate::usage;
 
@@ -89,6 +94,10 @@ pub struct Config {
     pub commands: bool,
     /// TERM and INT mean: drain. An embedding program may have other plans for them.
     pub signals: bool,
+    /// Makes this process the reaper of all its descendants, so that none of a job's processes can hide from its end by
+    /// losing its parents. Every child nobody else waits for is reaped then, so it is not for a program that starts
+    /// processes of its own.
+    pub subreaper: bool,
     /// How much unsent output it keeps, and where.
     pub spool: SpoolLimits,
 }
@@ -117,6 +126,7 @@ impl Config {
             idle_exit: None,
             commands: false,
             signals: true,
+            subreaper: false,
             spool: SpoolLimits::default(),
         }
     }
@@ -373,6 +383,10 @@ struct Loop {
     registry: Registry,
     pool: Pool,
     spawner: Spawner,
+    reaper: Reaper,
+    oom_kills: OomKills,
+    /// What an earlier run of this worker left running, until it has ended.
+    orphans: Option<Orphans>,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -429,8 +443,11 @@ impl Loop {
             pipe: OutputPipe::new(),
             spool: Spool::new(config.spool.clone()),
             registry,
-            pool: Pool::new(Arc::new(Completions::new(waker))),
+            pool: Pool::new(Arc::new(Completions::new(waker)), clock),
             spawner: Spawner::new(config.name.clone()),
+            reaper: Reaper::new(config.subreaper),
+            oom_kills: OomKills::find(),
+            orphans: None,
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -468,12 +485,14 @@ impl Loop {
             self.listen()?;
             self.take_completions();
             self.read_pipes();
+            self.look_after_orphans();
             self.look_after_ending();
             if self
                 .session
                 .next_deadline()
                 .is_some_and(|due| due <= self.now)
             {
+                self.tell_signs();
                 self.tell(Event::Tick);
             }
             self.finish_turn()?;
@@ -498,6 +517,8 @@ impl Loop {
             .chain(self.session.next_deadline())
             .chain(self.link.next_deadline())
             .chain(self.pipe.next_deadline(&self.spool))
+            .chain(self.reaper.next_deadline())
+            .chain(self.orphans.as_ref().map(Orphans::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -540,6 +561,22 @@ impl Loop {
         self.carry_out();
     }
 
+    /// Before the session ends silent attempts, it hears of signs of life it does not know of.
+    fn tell_signs(&mut self) {
+        for fence in self.session.suspects(self.now) {
+            let at = match self.running.get(&fence) {
+                // It may be waiting in a write that we do not read.
+                Some(&Running::Process(key)) if self.blocked.iter().any(|(k, _)| *k == key) => {
+                    self.now
+                }
+                Some(&Running::Process(key)) => self.children[key].0.signs.active,
+                Some(Running::Handler(watch)) => watch.signs().active,
+                None => continue,
+            };
+            self.tell(Event::Active { fence, at });
+        }
+    }
+
     /// Signals, and whoever holds a stopper.
     fn take_stops(&mut self) {
         let mut bytes = [0; 16];
@@ -566,6 +603,10 @@ impl Loop {
             }
             match said {
                 Said::Welcome(welcome, challenge) => {
+                    self.spawner.origin = Origin::ours(challenge.cluster, self.instance);
+                    if !self.welcomed && self.config.commands {
+                        self.end_orphans();
+                    }
                     self.welcomed = true;
                     self.link.welcomed();
                     let result_bytes_max = usize::try_from(welcome.result_bytes_max);
@@ -615,6 +656,12 @@ impl Loop {
             Err(why) => self.disconnect(&why),
         }
         Ok(())
+    }
+
+    /// The cluster is known now, and so is what an earlier run of this worker left running for it.
+    fn end_orphans(&mut self) {
+        let (name, grace) = (self.config.name.clone(), self.config.kill_grace.into());
+        self.orphans = Orphans::find(name, self.spawner.origin, self.now, grace);
     }
 
     fn disconnect(&mut self, why: &LineError) {
@@ -741,6 +788,18 @@ impl Loop {
             let message = "this worker runs handlers only".to_owned();
             return Some(failed_to_start(libc::EPERM, message));
         }
+        let job = fence.job.raw();
+        if self
+            .orphans
+            .as_ref()
+            .is_some_and(|orphans| orphans.holds(job))
+        {
+            let message = "an earlier attempt, whose worker was killed, is still being ended here";
+            return Some(Ending::NoRoom {
+                message: message.to_owned(),
+            });
+        }
+        let oom_kills = self.oom_kills.count();
         let spawned = match self.spawner.spawn(fence, &command, keep != Keep::Nothing) {
             Ok(spawned) => spawned,
             Err(SpawnError::Failed { errno, message }) => {
@@ -748,18 +807,21 @@ impl Loop {
             }
             Err(SpawnError::NoRoom { message }) => return Some(Ending::NoRoom { message }),
         };
+        self.reaper.started(spawned.pid);
         let key = self.children.insert((
             Child::new(
                 fence,
                 spawned,
                 command.stdin.as_deref().map(Bytes::copy_from_slice),
+                oom_kills,
+                self.now,
             ),
             keep,
         ));
         if let Err(error) = self.register(key) {
             let (mut child, _) = self.children.remove(key);
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
             return Some(Ending::NoRoom {
                 message: format!("cannot watch the process: {error}"),
             });
@@ -837,7 +899,7 @@ impl Loop {
             Some(Running::Handler(watch)) => watch.cancel(),
             Some(&Running::Process(key)) => {
                 let (child, _) = &mut self.children[key];
-                child.end(self.now, force);
+                child.end(self.now, force, self.reaper.place());
                 if child.exited() {
                     self.ending.insert(key);
                 }
@@ -883,6 +945,7 @@ impl Loop {
             let at = offset(child);
             match child.read(stream, &mut self.buffer[..READ_BYTES / PIPE_READS]) {
                 Read::Bytes(n) => {
+                    child.signs.printed(self.now);
                     let bytes = &self.buffer[..n];
                     self.spool
                         .push(child.fence, stream, at, Clock::wall_ms(), bytes, insist);
@@ -901,6 +964,24 @@ impl Loop {
         }
     }
 
+    /// Processes of ours that are nobody's main process.
+    fn look_after_orphans(&mut self) {
+        let due = self
+            .reaper
+            .next_deadline()
+            .is_some_and(|due| due <= self.now);
+        if due || !self.ending.is_empty() {
+            self.reaper.look(self.now);
+        }
+        if self
+            .orphans
+            .as_mut()
+            .is_some_and(|orphans| orphans.are_over(self.now))
+        {
+            self.orphans = None;
+        }
+    }
+
     /// Ends of main processes: reads on, and reports when all that is waited for has come.
     fn look_after_ending(&mut self) {
         let keys: Vec<usize> = self.ending.iter().copied().collect();
@@ -908,7 +989,7 @@ impl Loop {
             for stream in [Stream::Stdout, Stream::Stderr] {
                 self.read_pipe(key, stream, true);
             }
-            if self.children[key].0.is_over(self.now) {
+            if self.children[key].0.is_over(self.now, &self.reaper) {
                 self.bury(key);
             }
         }
@@ -924,7 +1005,11 @@ impl Loop {
         self.readable.retain(|&(k, _)| k != key);
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
-        let (outcome, detail, told) = child.reap();
+        let (mut outcome, detail, told) = child.reap(&mut self.reaper);
+        let killed = outcome == (Outcome::Signalled { signal: 9 });
+        if killed && !told && self.oom_kills.claim(child.oom_kills) {
+            outcome = Outcome::OutOfMemory;
+        }
         if keep != Keep::Nothing {
             let (stdout, stderr) = child.bytes();
             self.spool.close(child.fence, stdout, stderr);
@@ -953,7 +1038,7 @@ impl Loop {
             usage::groups(&groups)
         };
         let mut lives = Vec::new();
-        for &fence in probe.fences.iter().take(BATCH_ITEMS_MAX) {
+        for &fence in &probe.fences {
             let Some(started) = self.session.started(fence) else {
                 continue;
             };
@@ -971,12 +1056,9 @@ impl Loop {
                     live.cpu_ms = used.cpu_ms;
                     live.rss_bytes = used.rss_bytes;
                     (live.stdout_bytes, live.stderr_bytes) = child.bytes();
+                    tell(&mut live, &child.signs, self.now);
                 }
-                Some(Running::Handler(watch)) => {
-                    let words = watch.words().clone();
-                    live.progress = words.progress;
-                    live.note = words.note;
-                }
+                Some(Running::Handler(watch)) => tell(&mut live, &watch.signs(), self.now),
                 None => {}
             }
             lives.push(live);
@@ -1004,11 +1086,11 @@ impl Loop {
 }
 
 impl Drop for Loop {
-    /// Nobody would look after them: whatever still runs is killed with its group.
+    /// Nobody would look after them: whatever still runs is killed with all its processes.
     fn drop(&mut self) {
         for (_, (child, _)) in &mut self.children {
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
         }
         for running in self.running.values() {
             if let Running::Handler(watch) = running {
@@ -1016,6 +1098,14 @@ impl Drop for Loop {
             }
         }
     }
+}
+
+fn tell(live: &mut Live, signs: &Signs, now: Time) {
+    let age_ms = |at: Time| (now - at).us() / 1_000;
+    live.quiet_ms = age_ms(signs.active);
+    live.output_age_ms = signs.output_at.map(age_ms);
+    live.progress = signs.progress;
+    live.note.clone_from(&signs.note);
 }
 
 fn failed_to_start(errno: i32, message: String) -> Ending {

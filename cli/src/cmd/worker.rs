@@ -181,6 +181,7 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
         config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);
+        config.subreaper = true;
     }))
 }
 

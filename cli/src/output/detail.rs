@@ -168,6 +168,9 @@ fn asked(job: &JobView) -> String {
     if let Some(ms) = job.timeout_ms {
         parts.push(format!("timeout {}", took(ms)));
     }
+    if let Some(ms) = job.stall_ms {
+        parts.push(format!("silence {} at most", took(ms)));
+    }
     if let Some(at) = job.expires_at {
         parts.push(format!("started by {at}"));
     }
@@ -232,6 +235,8 @@ fn live(job: &JobView) -> String {
             rss_bytes,
             stdout_bytes,
             stderr_bytes,
+            quiet_ms: _,
+            output_age_ms,
             progress,
             note,
         })) => {
@@ -252,8 +257,11 @@ fn live(job: &JobView) -> String {
                 bytes(*stdout_bytes),
                 bytes(*stderr_bytes)
             ));
+            if let Some(age) = output_age_ms {
+                text.push_str(&format!(" (last output {} ago)", took(*age)));
+            }
             if let Some(progress) = progress {
-                text.push_str(&format!(", {:.0} %", f64::from(*progress) * 100.0));
+                text.push_str(&format!(", {}", percent(*progress)));
             }
             if let Some(note) = note {
                 text.push_str(&format!(", {}", plain(note)));
@@ -273,9 +281,15 @@ fn live(job: &JobView) -> String {
     }
 }
 
+/// A share as people read it.
+pub(crate) fn percent(share: f32) -> String {
+    format!("{:.0} %", f64::from(share) * 100.0)
+}
+
 fn used(usage: &UsageView) -> String {
     format!(
-        "cpu {} + {} system, peak memory {}, stdout {}, stderr {}",
+        "{} of time, cpu {} + {} system, peak memory {}, stdout {}, stderr {}",
+        took(usage.wall_ms),
         took(usage.user_ms),
         took(usage.system_ms),
         bytes(usage.peak_rss_bytes),

@@ -8,7 +8,8 @@ use hostler_engine::effect::Refusal;
 use hostler_engine::event::{Event, Join, Report};
 use hostler_engine::{Fact, Span};
 use hostler_wire::frame::{
-    Ack, Assign, Assignment, Cancel, Frame, Login, ProbeReply, Recall, RefuseCode, Resumed, Stop,
+    Ack, Assign, Assignment, Cancel, Frame, Login, Probe, ProbeReply, Recall, RefuseCode, Resumed,
+    Stop,
 };
 use hostler_wire::limits::BATCH_ITEMS_MAX;
 use hostler_wire::{Epoch, Fence, SessionId, WorkerId};
@@ -260,12 +261,8 @@ impl Outgoing {
         frame.encode(self.frames.entry(session).or_default());
     }
 
-    pub(super) fn probe(&mut self, session: SessionId, ask: u64, fence: Fence) {
-        let probe = hostler_wire::frame::Probe {
-            ask,
-            fences: vec![fence],
-        };
-        self.frame(session, &Frame::Probe(probe));
+    pub(super) fn probe(&mut self, session: SessionId, ask: u64, fences: Vec<Fence>) {
+        self.frame(session, &Frame::Probe(Probe { ask, fences }));
     }
 
     pub(super) fn assign(

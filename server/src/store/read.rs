@@ -418,7 +418,7 @@ fn wall(row: &Row<'_>, column: usize) -> Result<Option<WallTime>, Fault> {
         .map(WallTime::from_millis))
 }
 
-/// The ten columns of a detail, from `at` on. There is one if it has a message, be it empty.
+/// The eleven columns of a detail, from `at` on. There is one if it has a message, be it empty.
 fn detail_of(row: &Row<'_>, at: usize) -> Result<Option<Box<Detail>>, Fault> {
     let Some(message) = row.get::<_, Option<String>>(at + 7)? else {
         return Ok(None);
@@ -426,6 +426,7 @@ fn detail_of(row: &Row<'_>, at: usize) -> Result<Option<Box<Detail>>, Fault> {
     let usage = match row.get::<_, Option<u64>>(at + 2)? {
         None => None,
         Some(user_ms) => Some(Usage {
+            wall_ms: row.get(at + 10)?,
             user_ms,
             system_ms: row.get(at + 3)?,
             peak_rss_bytes: row.get(at + 4)?,
