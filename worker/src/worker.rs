@@ -628,7 +628,12 @@ impl Loop {
                 Said::Frame(Frame::NotLeader(other)) => {
                     self.disconnect(&LineError::NotLeader(other))
                 }
-                Said::Frame(frame) => self.tell(Event::Received(frame)),
+                Said::Frame(frame) => {
+                    if matches!(frame, Frame::Resumed(_)) {
+                        self.link.resumed();
+                    }
+                    self.tell(Event::Received(frame));
+                }
             }
         }
         self.said = said;
