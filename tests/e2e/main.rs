@@ -17,6 +17,7 @@ mod intruders;
 mod limits;
 mod output;
 mod probe;
+mod processes;
 mod submit;
 mod torture;
 mod versions;

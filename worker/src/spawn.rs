@@ -385,6 +385,23 @@ mod tests {
     }
 
     #[test]
+    fn want_of_room_is_not_the_jobs_fault_and_everything_else_is() {
+        let program = Path::new("/bin/true");
+        let judged = |errno| SpawnError::from_io(&io::Error::from_raw_os_error(errno), program);
+        for errno in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            let SpawnError::NoRoom { message } = judged(errno) else {
+                panic!("{:?}", judged(errno))
+            };
+            assert!(message.starts_with("cannot start /bin/true: "), "{message}");
+        }
+        for errno in [libc::ENOENT, libc::EACCES, libc::E2BIG, libc::ENOEXEC] {
+            assert!(
+                matches!(judged(errno), SpawnError::Failed { errno: told, .. } if told == errno)
+            );
+        }
+    }
+
+    #[test]
     fn what_the_system_cannot_say_is_refused_by_name() {
         let nul = failure(&command(&["echo", "a\0b"]));
         assert_eq!(
