@@ -14,6 +14,7 @@ mod cli;
 mod crash;
 mod intruders;
 mod limits;
+mod logs;
 mod output;
 mod probe;
 mod submit;
