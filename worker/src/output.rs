@@ -2,8 +2,9 @@
 //!
 //! A piece is kept from the moment it is read until an acknowledgement covers it, and sent again after a reconnect, so
 //! that a broken connection costs no output. Pieces lie in memory up to a bound for each attempt and one for all;
-//! beyond it in files (`spill`), gathered to larger pieces; beyond the bounds of those the oldest unsent pieces make room,
-//! which are the middle of what the job prints: its head stays, as it does on the server, and its end. What went is counted.
+//! beyond it in files (`spill`), gathered to larger pieces; beyond the bounds of those the oldest unsent pieces make
+//! room, which are the middle of what the job prints: its head stays, as it does on the server, and its end. What went
+//! is counted.
 //! A job that asked for it waits in its write instead (`overflow: block`). Attempts take turns, a piece at a time, so a
 //! chatty one cannot hold up the others. What an attempt's output is to become is said first, on every connection.
 //!
