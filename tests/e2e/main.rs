@@ -15,6 +15,7 @@ mod crash;
 mod drain;
 mod intruders;
 mod limits;
+mod logs;
 mod output;
 mod probe;
 mod processes;
