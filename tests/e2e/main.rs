@@ -16,4 +16,5 @@ mod intruders;
 mod limits;
 mod output;
 mod probe;
+mod stall;
 mod submit;

@@ -9,6 +9,7 @@ mod child;
 mod clock;
 mod handlers;
 mod link;
+mod notes;
 mod output;
 mod pipe;
 pub mod session;

@@ -4,7 +4,7 @@
 //! whatever the worker's size (`pre_exec` or a search of `PATH` by std would fork: measured at 1 GiB, 31 starts a
 //! second against 1,780). Hence the program is looked up here.
 //!
-//! The child leads a process group of its own, sees a short list of the worker's variables, the job's own and four of
+//! The child leads a process group of its own, sees a short list of the worker's variables, the job's own and five of
 //! ours, and inherits three file descriptors, whatever the worker itself has inherited. The worker's token is in neither.
 //!
 //! Not here: a process that runs (`child`), what a failure to start means (`session`).
@@ -36,6 +36,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(crate) struct Spawner {
     environment: Vec<(&'static str, OsString)>,
     worker: String,
+    /// Where a command may tell its progress.
+    progress: Option<PathBuf>,
 }
 
 /// A process that has just been started. Its descriptors do not block.
@@ -64,6 +66,15 @@ impl Spawner {
         Self {
             environment: PASSED_ON.into_iter().filter_map(pass).collect(),
             worker,
+            progress: None,
+        }
+    }
+
+    /// The same, and commands are told where to tell their progress.
+    pub(crate) fn with_progress(self, path: Option<PathBuf>) -> Self {
+        Self {
+            progress: path,
+            ..self
         }
     }
 
@@ -105,6 +116,10 @@ impl Spawner {
         child.env("HOSTLER_ATTEMPT", fence.attempt.to_string());
         child.env("HOSTLER_FENCE", fence.rising().to_string());
         child.env("HOSTLER_WORKER", &self.worker);
+        match &self.progress {
+            Some(path) => child.env("HOSTLER_PROGRESS", path),
+            None => child.env_remove("HOSTLER_PROGRESS"),
+        };
         if let Some(cwd) = cwd {
             child.current_dir(cwd);
         }

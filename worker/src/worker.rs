@@ -37,6 +37,7 @@ use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::notes::Notes;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
@@ -48,8 +49,9 @@ const WAKE: mio::Token = mio::Token(0);
 const SIGNALS: mio::Token = mio::Token(1);
 const CONTROL: mio::Token = mio::Token(2);
 const OUTPUT: mio::Token = mio::Token(3);
+const NOTES: mio::Token = mio::Token(4);
 /// Four names a child from here on: its pidfd, its outputs, its input.
-const CHILDREN: usize = 4;
+const CHILDREN: usize = 5;
 
 const EVENTS_MAX: usize = 1_024;
 /// Reads of one pipe in one turn.
@@ -372,6 +374,8 @@ struct Loop {
     registry: Registry,
     pool: Pool,
     spawner: Spawner,
+    /// What commands say of their progress; none if there are no commands, or no place for it.
+    notes: Option<Notes>,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -400,6 +404,7 @@ impl Loop {
         // Only the first run of a stopper's worker is stopped by it; there is only one.
         drop(stopper.shared.waker.set(Arc::clone(&waker)));
         let signals = Signals::watch(&poll, config.signals)?;
+        let notes = listen_for_notes(&poll, &config);
         let clock = Clock::start();
         let session = Session::new(
             session::Config {
@@ -429,7 +434,9 @@ impl Loop {
             spool: Spool::new(config.spool.clone()),
             registry,
             pool: Pool::new(Arc::new(Completions::new(waker)), clock),
-            spawner: Spawner::new(config.name.clone()),
+            spawner: Spawner::new(config.name.clone())
+                .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
+            notes,
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -467,6 +474,7 @@ impl Loop {
             self.listen()?;
             self.take_completions();
             self.read_pipes();
+            self.take_notes();
             self.look_after_ending();
             if self
                 .session
@@ -498,6 +506,7 @@ impl Loop {
             .chain(self.session.next_deadline())
             .chain(self.link.next_deadline())
             .chain(self.pipe.next_deadline(&self.spool))
+            .chain(self.notes.as_ref().and_then(Notes::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -513,6 +522,11 @@ impl Loop {
                 }
             }
             OUTPUT => self.pipe.notice(event),
+            NOTES => {
+                if let Some(notes) = &mut self.notes {
+                    notes.ready = true;
+                }
+            }
             mio::Token(name) => {
                 let (key, part) = ((name - CHILDREN) / 4, (name - CHILDREN) % 4);
                 // An event may be left over from a child that is gone; another's finds nothing to do and says so.
@@ -870,6 +884,32 @@ impl Loop {
         }
     }
 
+    /// Takes what commands say of their progress, and answers them.
+    fn take_notes(&mut self) {
+        let Some(notes) = &mut self.notes else {
+            return;
+        };
+        for note in notes.take(self.now) {
+            let child = match self.running.get(&note.fence) {
+                Some(&Running::Process(key)) => Some(&mut self.children[key].0),
+                Some(Running::Handler(_)) | None => None,
+            };
+            let taken = match child {
+                None => Err("no such attempt runs here"),
+                Some(child) if !note.is_from(child.pid) => {
+                    Err("it comes from a process that is not the attempt's")
+                }
+                Some(child) => {
+                    child
+                        .signs
+                        .say(self.now, note.progress, note.text.as_deref());
+                    Ok(())
+                }
+            };
+            notes.reply(&note, taken);
+        }
+    }
+
     /// Reads a pipe a few times. `last`: the job is over, so its pipes are read whatever the room.
     fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) {
         let Some((child, keep)) = self.children.get_mut(key) else {
@@ -1023,10 +1063,28 @@ impl Drop for Loop {
     }
 }
 
+/// A worker does well without: its commands cannot tell their progress then, and do not find the variable.
+fn listen_for_notes(poll: &Poll, config: &Config) -> Option<Notes> {
+    if !config.commands {
+        return None;
+    }
+    let listen = || -> io::Result<Notes> {
+        let parent = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+        let notes = Notes::listen(&parent.map_or_else(std::env::temp_dir, Into::into))?;
+        let fd = notes.fd().as_raw_fd();
+        poll.registry()
+            .register(&mut SourceFd(&fd), NOTES, Interest::READABLE)?;
+        Ok(notes)
+    };
+    listen()
+        .inspect_err(|error| tracing::warn!(%error, "commands cannot tell their progress"))
+        .ok()
+}
+
 fn tell(live: &mut Live, signs: &Signs, now: Time) {
-    let age_ms = |at: Time| (now - at).us() / 1_000;
-    live.quiet_ms = age_ms(signs.active);
-    live.output_age_ms = signs.output_at.map(age_ms);
+    let since = |at: Time| -> u64 { (now - at).us() / 1_000 };
+    live.output_age_ms = signs.output_at.map(&since);
+    live.quiet_ms = since(signs.active);
     live.progress = signs.progress;
     live.note.clone_from(&signs.note);
 }
