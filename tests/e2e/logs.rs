@@ -304,7 +304,7 @@ fn the_command_line_shows_bytes_as_they_are_and_lines_as_wanted() {
     ] {
         let mut shown = cluster.spawn_hostler(args);
         shown.wait(PATIENCE).expect_code(0);
-        
+
         assert!(shown.stdout_bytes() == bytes, "{args:?}");
     }
     let logs = |args: &[&str]| {

@@ -19,6 +19,7 @@ mod logs;
 mod output;
 mod probe;
 mod processes;
+mod stall;
 mod submit;
 mod torture;
 mod versions;

@@ -318,7 +318,7 @@ impl Child {
             Status::Exited(code) => detail.exit_code = Some(code),
             Status::Signalled(signal) => detail.signal = Some(signal),
         }
-        detail.stderr_tail = last_lines(&self.tail).to_vec();
+        detail.stderr_tail = last_lines(&std::mem::take(&mut self.tail)).to_vec();
         (outcome, detail, self.told)
     }
 
