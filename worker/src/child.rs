@@ -25,6 +25,7 @@ use crate::clock::{Span, Time};
 use crate::kin::{Kin, Where};
 use crate::proc;
 use crate::reaper::Reaper;
+use crate::signs::Signs;
 use crate::spawn::Spawned;
 
 /// How long pipes are read after the main process has ended.
@@ -37,6 +38,8 @@ const LEFT_GRACE: Span = Span::from_ms(300);
 const LEFT_STUCK: Span = Span::from_ms(300);
 /// How long after KILL they are waited for otherwise: what still stands then is stuck in the kernel.
 const STUCK: Span = Span::from_ms(1_000);
+/// Lines of standard error kept with an attempt's end.
+const TAIL_LINES_MAX: usize = 20;
 /// How many of those that could not be ended are named.
 const NAMED_MAX: usize = 8;
 
@@ -47,6 +50,8 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
     pub(crate) stdin: Option<Feed>,
+    pub(crate) signs: Signs,
+    started_at: Time,
     stdout: Pipe,
     stderr: Pipe,
     /// The end of standard error, a little more than is reported.
@@ -104,6 +109,7 @@ impl Child {
         spawned: Spawned,
         stdin: Option<Bytes>,
         oom_kills: u64,
+        now: Time,
     ) -> Self {
         let pipe = |fd| Pipe {
             fd,
@@ -118,6 +124,8 @@ impl Child {
                 .stdin
                 .zip(stdin)
                 .map(|(pipe, rest)| Feed { pipe, rest }),
+            signs: Signs::new(now),
+            started_at: now,
             stdout: pipe(spawned.stdout),
             stderr: pipe(spawned.stderr),
             tail: Vec::new(),
@@ -292,6 +300,8 @@ impl Child {
             proc::signal_group(self.pid, Signal::KILL);
         }
         let (status, mut usage) = wait4(self.pid);
+        let ended_at = self.exited_at.unwrap_or(self.started_at);
+        usage.wall_ms = (ended_at - self.started_at).us() / 1_000;
         reaper.reaped(self.pid);
         (usage.stdout_bytes, usage.stderr_bytes) = self.bytes();
         let mut detail = Detail {
@@ -308,10 +318,7 @@ impl Child {
             Status::Exited(code) => detail.exit_code = Some(code),
             Status::Signalled(signal) => detail.signal = Some(signal),
         }
-        if outcome != Outcome::Succeeded {
-            let tail = std::mem::take(&mut self.tail);
-            detail.stderr_tail = tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..].to_vec();
-        }
+        detail.stderr_tail = last_lines(&std::mem::take(&mut self.tail)).to_vec();
         (outcome, detail, self.told)
     }
 
@@ -357,6 +364,21 @@ fn keep_tail(tail: &mut Vec<u8>, new: &[u8]) {
         tail.drain(..tail.len() - STDERR_TAIL_BYTES_MAX);
     }
     tail.extend_from_slice(new);
+}
+
+/// The last lines of what is kept, as many as a person wants to see; the first of them may be cut by its bytes.
+fn last_lines(tail: &[u8]) -> &[u8] {
+    let mut tail = &tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..];
+    let ends = tail.iter().enumerate().rev().skip(1);
+    let cut = ends
+        .filter(|(_, byte)| **byte == b'\n')
+        .nth(TAIL_LINES_MAX - 1);
+    if let Some((at, _)) = cut {
+        tail = &tail[at + 1..];
+    }
+    // Half a character at the front would be shown as a wrong one.
+    let halves = tail.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80);
+    &tail[halves.count()..]
 }
 
 /// How a main process ended.
@@ -429,7 +451,7 @@ mod tests {
         let spawned = Spawner::new("w-1".to_owned())
             .spawn(fence, &command, false)
             .unwrap();
-        let mut child = Child::new(fence, spawned, None, 0);
+        let mut child = Child::new(fence, spawned, None, 0, Time::default());
         // It has ended, but the loop has not noticed yet.
         let exit = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), exit).unwrap();
@@ -438,6 +460,20 @@ mod tests {
         assert!(child.exited() && child.is_over(Time::default(), &reaper));
         let (outcome, _, told) = child.reap(&mut reaper);
         assert_eq!((outcome, told), (Outcome::Succeeded, false));
+    }
+
+    #[test]
+    fn the_last_lines_are_twenty_at_most_and_begin_with_a_whole_character() {
+        let lines: String = (1..=30).map(|n| format!("line {n}\n")).collect();
+        assert!(last_lines(lines.as_bytes()).starts_with(b"line 11\n"));
+        assert!(last_lines(lines.trim_end().as_bytes()).starts_with(b"line 11\n"));
+        assert_eq!(last_lines(b"\xff\x00 only\n"), b"\xff\x00 only\n");
+        assert_eq!(last_lines(b""), b"");
+        let long = "é".repeat(STDERR_TAIL_BYTES_MAX);
+        let kept = last_lines(&long.as_bytes()[1..]);
+        assert!(std::str::from_utf8(kept).is_ok());
+        let odd = [long.as_bytes(), b"x"].concat();
+        assert_eq!(last_lines(&odd).len(), STDERR_TAIL_BYTES_MAX - 1);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod clock;
 mod handlers;
 mod kin;
 mod link;
+mod notes;
 mod oom;
 mod orphans;
 mod output;
@@ -17,7 +18,9 @@ mod pipe;
 mod proc;
 mod reaper;
 pub mod session;
+mod signs;
 mod spawn;
+mod spill;
 mod usage;
 mod worker;
 

@@ -39,6 +39,8 @@ pub(crate) struct Spawner {
     worker: String,
     /// What its processes say of where they come from.
     pub(crate) origin: Origin,
+    /// Where a command may tell its progress.
+    progress: Option<PathBuf>,
 }
 
 /// A process that has just been started. Its descriptors do not block.
@@ -69,6 +71,15 @@ impl Spawner {
             environment: PASSED_ON.into_iter().filter_map(pass).collect(),
             worker,
             origin: Origin::default(),
+            progress: None,
+        }
+    }
+
+    /// The same, and commands are told where to tell their progress.
+    pub(crate) fn with_progress(self, path: Option<PathBuf>) -> Self {
+        Self {
+            progress: path,
+            ..self
         }
     }
 
@@ -110,6 +121,10 @@ impl Spawner {
         child.envs(marks.variables());
         child.env("HOSTLER_ATTEMPT", fence.attempt.to_string());
         child.env("HOSTLER_WORKER", &self.worker);
+        match &self.progress {
+            Some(path) => child.env("HOSTLER_PROGRESS", path),
+            None => child.env_remove("HOSTLER_PROGRESS"),
+        };
         if let Some(cwd) = cwd {
             child.current_dir(cwd);
         }

@@ -5,7 +5,7 @@
 //!
 //! A process that left the group (`setsid`) is not counted; a process that ends while we look is simply not there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rustix::param::{clock_ticks_per_second, page_size};
 
@@ -22,6 +22,7 @@ pub(crate) struct GroupUsage {
 /// What the given process groups use. Groups without a process are left out; zombies use nothing and do not count.
 pub(crate) fn groups(wanted: &[u32]) -> HashMap<u32, GroupUsage> {
     let mut found = HashMap::new();
+    let wanted: HashSet<u32> = wanted.iter().copied().collect();
     for pid in proc::all() {
         let Some(line) = Stat::of(pid) else {
             continue;

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
+use hostler_wire::limits::{NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
 use hostler_wire::token::Token;
 use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
@@ -38,12 +38,14 @@ use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::notes::Notes;
 use crate::oom::OomKills;
 use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
 use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
+use crate::signs::Signs;
 use crate::spawn::{SpawnError, Spawner};
 use crate::usage;
 
@@ -51,8 +53,9 @@ const WAKE: mio::Token = mio::Token(0);
 const SIGNALS: mio::Token = mio::Token(1);
 const CONTROL: mio::Token = mio::Token(2);
 const OUTPUT: mio::Token = mio::Token(3);
+const NOTES: mio::Token = mio::Token(4);
 /// Four names a child from here on: its pidfd, its outputs, its input.
-const CHILDREN: usize = 4;
+const CHILDREN: usize = 5;
 
 const EVENTS_MAX: usize = 1_024;
 /// Reads of one pipe in one turn.
@@ -158,6 +161,8 @@ pub enum WorkerError {
     Invalid(String),
     /// The server would not have us, or is not ours; a person has to change something.
     Refused(String),
+    /// Server and worker speak no version of the protocol in common.
+    Version(String),
     /// The operating system refused what the loop cannot do without.
     Io(io::Error),
 }
@@ -165,7 +170,7 @@ pub enum WorkerError {
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(what) | Self::Refused(what) => f.write_str(what),
+            Self::Invalid(what) | Self::Refused(what) | Self::Version(what) => f.write_str(what),
             Self::Io(error) => write!(f, "the worker's loop cannot go on: {error}"),
         }
     }
@@ -384,6 +389,8 @@ struct Loop {
     oom_kills: OomKills,
     /// What an earlier run of this worker left running, until it has ended.
     orphans: Option<Orphans>,
+    /// What commands say of their progress; none if there are no commands, or no place for it.
+    notes: Option<Notes>,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -412,6 +419,7 @@ impl Loop {
         // Only the first run of a stopper's worker is stopped by it; there is only one.
         drop(stopper.shared.waker.set(Arc::clone(&waker)));
         let signals = Signals::watch(&poll, config.signals)?;
+        let notes = listen_for_notes(&poll, &config);
         let clock = Clock::start();
         let session = Session::new(
             session::Config {
@@ -440,11 +448,13 @@ impl Loop {
             pipe: OutputPipe::new(),
             spool: Spool::new(config.spool.clone()),
             registry,
-            pool: Pool::new(Arc::new(Completions::new(waker))),
-            spawner: Spawner::new(config.name.clone()),
+            pool: Pool::new(Arc::new(Completions::new(waker)), clock),
             reaper: Reaper::new(config.subreaper),
             oom_kills: OomKills::find(),
             orphans: None,
+            spawner: Spawner::new(config.name.clone())
+                .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
+            notes,
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -483,12 +493,14 @@ impl Loop {
             self.take_completions();
             self.read_pipes();
             self.look_after_orphans();
+            self.take_notes();
             self.look_after_ending();
             if self
                 .session
                 .next_deadline()
                 .is_some_and(|due| due <= self.now)
             {
+                self.tell_signs();
                 self.tell(Event::Tick);
             }
             self.finish_turn()?;
@@ -515,6 +527,7 @@ impl Loop {
             .chain(self.pipe.next_deadline(&self.spool))
             .chain(self.reaper.next_deadline())
             .chain(self.orphans.as_ref().map(Orphans::next_deadline))
+            .chain(self.notes.as_ref().and_then(Notes::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -530,6 +543,11 @@ impl Loop {
                 }
             }
             OUTPUT => self.pipe.notice(event),
+            NOTES => {
+                if let Some(notes) = &mut self.notes {
+                    notes.ready = true;
+                }
+            }
             mio::Token(name) => {
                 let (key, part) = ((name - CHILDREN) / 4, (name - CHILDREN) % 4);
                 // An event may be left over from a child that is gone; another's finds nothing to do and says so.
@@ -555,6 +573,22 @@ impl Loop {
     fn tell(&mut self, event: Event) {
         self.session.handle(self.now, event, &mut self.effects);
         self.carry_out();
+    }
+
+    /// Before the session ends silent attempts, it hears of signs of life it does not know of.
+    fn tell_signs(&mut self) {
+        for fence in self.session.suspects(self.now) {
+            let at = match self.running.get(&fence) {
+                // It may be waiting in a write that we do not read.
+                Some(&Running::Process(key)) if self.blocked.iter().any(|(k, _)| *k == key) => {
+                    self.now
+                }
+                Some(&Running::Process(key)) => self.children[key].0.signs.active,
+                Some(Running::Handler(watch)) => watch.signs().active,
+                None => continue,
+            };
+            self.tell(Event::Active { fence, at });
+        }
     }
 
     /// Signals, and whoever holds a stopper.
@@ -608,7 +642,12 @@ impl Loop {
                 Said::Frame(Frame::NotLeader(other)) => {
                     self.disconnect(&LineError::NotLeader(other))
                 }
-                Said::Frame(frame) => self.tell(Event::Received(frame)),
+                Said::Frame(frame) => {
+                    if matches!(frame, Frame::Resumed(_)) {
+                        self.link.resumed();
+                    }
+                    self.tell(Event::Received(frame));
+                }
             }
         }
         self.said = said;
@@ -619,7 +658,12 @@ impl Loop {
                 // One of several may be no server of ours: the others are asked before a person is.
                 self.refusals += 1;
                 if self.refusals >= self.config.servers.len() {
-                    return Err(WorkerError::Refused(why.to_string()));
+                    let kind = if why.is_of_version() {
+                        WorkerError::Version
+                    } else {
+                        WorkerError::Refused
+                    };
+                    return Err(kind(why.to_string()));
                 }
                 self.disconnect(&why);
             }
@@ -784,6 +828,7 @@ impl Loop {
                 spawned,
                 command.stdin.as_deref().map(Bytes::copy_from_slice),
                 oom_kills,
+                self.now,
             ),
             keep,
         ));
@@ -894,6 +939,32 @@ impl Loop {
         }
     }
 
+    /// Takes what commands say of their progress, and answers them.
+    fn take_notes(&mut self) {
+        let Some(notes) = &mut self.notes else {
+            return;
+        };
+        for note in notes.take(self.now) {
+            let child = match self.running.get(&note.fence) {
+                Some(&Running::Process(key)) => Some(&mut self.children[key].0),
+                Some(Running::Handler(_)) | None => None,
+            };
+            let taken = match child {
+                None => Err("no such attempt runs here"),
+                Some(child) if !note.is_from(child.pid) => {
+                    Err("it comes from a process that is not the attempt's")
+                }
+                Some(child) => {
+                    child
+                        .signs
+                        .say(self.now, note.progress, note.text.as_deref());
+                    Ok(())
+                }
+            };
+            notes.reply(&note, taken);
+        }
+    }
+
     /// Reads a pipe a few times. `last`: the job is over, so its pipes are read whatever the room.
     fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) {
         let Some((child, keep)) = self.children.get_mut(key) else {
@@ -914,6 +985,7 @@ impl Loop {
             let at = offset(child);
             match child.read(stream, &mut self.buffer[..READ_BYTES / PIPE_READS]) {
                 Read::Bytes(n) => {
+                    child.signs.printed(self.now);
                     let bytes = &self.buffer[..n];
                     self.spool
                         .push(child.fence, stream, at, Clock::wall_ms(), bytes, insist);
@@ -1006,7 +1078,7 @@ impl Loop {
             usage::groups(&groups)
         };
         let mut lives = Vec::new();
-        for &fence in probe.fences.iter().take(BATCH_ITEMS_MAX) {
+        for &fence in &probe.fences {
             let Some(started) = self.session.started(fence) else {
                 continue;
             };
@@ -1024,12 +1096,9 @@ impl Loop {
                     live.cpu_ms = used.cpu_ms;
                     live.rss_bytes = used.rss_bytes;
                     (live.stdout_bytes, live.stderr_bytes) = child.bytes();
+                    tell(&mut live, &child.signs, self.now);
                 }
-                Some(Running::Handler(watch)) => {
-                    let words = watch.words().clone();
-                    live.progress = words.progress;
-                    live.note = words.note;
-                }
+                Some(Running::Handler(watch)) => tell(&mut live, &watch.signs(), self.now),
                 None => {}
             }
             lives.push(live);
@@ -1069,6 +1138,32 @@ impl Drop for Loop {
             }
         }
     }
+}
+
+/// A worker does well without: its commands cannot tell their progress then, and do not find the variable.
+fn listen_for_notes(poll: &Poll, config: &Config) -> Option<Notes> {
+    if !config.commands {
+        return None;
+    }
+    let listen = || -> io::Result<Notes> {
+        let parent = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+        let notes = Notes::listen(&parent.map_or_else(std::env::temp_dir, Into::into))?;
+        let fd = notes.fd().as_raw_fd();
+        poll.registry()
+            .register(&mut SourceFd(&fd), NOTES, Interest::READABLE)?;
+        Ok(notes)
+    };
+    listen()
+        .inspect_err(|error| tracing::warn!(%error, "commands cannot tell their progress"))
+        .ok()
+}
+
+fn tell(live: &mut Live, signs: &Signs, now: Time) {
+    let since = |at: Time| -> u64 { (now - at).us() / 1_000 };
+    live.output_age_ms = signs.output_at.map(&since);
+    live.quiet_ms = since(signs.active);
+    live.progress = signs.progress;
+    live.note.clone_from(&signs.note);
 }
 
 fn failed_to_start(errno: i32, message: String) -> Ending {

@@ -112,6 +112,8 @@ fn failure(error: &WorkerError) -> Failure {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
             .hint("the worker token is worker.token in the server's data directory"),
+        WorkerError::Version(_) => Failure::new(Exit::Unsuccessful, error.to_string())
+            .hint("run releases of server and worker that speak a common version of the protocol"),
         WorkerError::Io(_) => Failure::new(Exit::Unsuccessful, error.to_string()),
     }
 }
