@@ -18,6 +18,7 @@ mod spec;
 mod status;
 mod submit;
 mod top;
+mod verify;
 mod version;
 mod wait;
 mod worker;
@@ -80,6 +81,7 @@ Machines:
   queues       List queues
   top          Queues, workers, rates and slots, live
   health       Is the server well?
+  verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
 
@@ -119,6 +121,7 @@ enum Command {
     Queues(queues::Args),
     Top(top::Args),
     Health(health::Args),
+    Verify(verify::Args),
     Version(version::Args),
     Completions(completions::Args),
 }
@@ -158,6 +161,7 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Dev(args) => dev::run(args, &global),
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
+        Command::Verify(args) => verify::run(&args, &global),
         Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Run(args) => {

@@ -816,15 +816,15 @@ fn is_needed(
             limits.contains_key(&first)
         }
         Alarm::Overrun(job, epoch, attempt) => {
-            let held = jobs.get(job).and_then(Job::held);
-            held.is_some_and(|place| {
-                workers.held[place as usize].fence()
-                    == Fence {
-                        job,
-                        epoch,
-                        attempt,
-                    }
-            })
+            let fence = Fence {
+                job,
+                epoch,
+                attempt,
+            };
+            // An attempt that is just being closed has left its place already, and its job does not know yet.
+            let place = jobs.get(job).and_then(Job::held);
+            let held = place.and_then(|place| workers.held.get(place as usize));
+            held.is_some_and(|held| held.fence() == fence)
         }
         Alarm::Lease(worker) | Alarm::Rested(worker) => workers.numbered(worker).is_some(),
     }

@@ -13,7 +13,7 @@ mod probes;
 mod thread;
 mod translate;
 
-pub use thread::{Parts, spawn};
+pub use thread::{Dispatch, Parts, spawn};
 
 use std::sync::Arc;
 

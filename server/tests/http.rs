@@ -788,6 +788,23 @@ fn a_connection_too_many_is_told_so() {
 }
 
 #[test]
+fn limits_of_a_request_are_met_exactly() {
+    const JOB: &str = r#"{"handler":"a"}"#;
+    let w = World::with(|config| {
+        config.limits.body_bytes_max = 200;
+        config.limits.batch_jobs_max = 3;
+    });
+    let padded = |bytes: usize| format!("{JOB}{}", " ".repeat(bytes - JOB.len()));
+    assert_eq!(w.post(&padded(200)).status, 201);
+    let answer = w.post(&padded(201));
+    assert_eq!((answer.status, &*answer.code()), (413, "body_too_large"));
+    let batch = |jobs: usize| format!("[{}]", vec![JOB; jobs].join(","));
+    assert_eq!(w.post(&batch(3)).status, 201);
+    let answer = w.post(&batch(4));
+    assert_eq!((answer.status, &*answer.code()), (413, "batch_too_large"));
+}
+
+#[test]
 fn what_the_writer_refuses_is_told_with_a_time_to_come_back() {
     let w = World::new();
     for (error, status, code) in [

@@ -401,6 +401,40 @@ fn health_and_version_tell_of_server_and_program() {
 }
 
 #[test]
+fn verify_tells_by_its_exit_code_whether_the_files_are_sound() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 2);
+    let done = cluster.submit(&json!({"command": ["echo", "hello"]}));
+    cluster.await_end(done);
+    let data = cluster.data();
+    let dir = data.to_str().unwrap();
+    let beside = cluster.hostler(&["verify", dir]).expect_code(0);
+    assert!(
+        beside.stdout.contains("A server runs on it"),
+        "{}",
+        beside.stdout
+    );
+    assert!(beside.stdout.contains("sound"), "{}", beside.stdout);
+    cluster.stop_server().expect_code(0);
+    let offline = cluster
+        .hostler(&["verify", dir, "-o", "json"])
+        .expect_code(0);
+    assert_eq!(offline.json()["server"], Value::Null);
+    assert_eq!(offline.json()["counts"]["jobs"], 1);
+
+    let db = rusqlite::Connection::open(data.join("hostler.db")).unwrap();
+    db.execute("DELETE FROM jobs", []).unwrap();
+    drop(db);
+    let doctored = cluster.hostler(&["verify", dir]).expect_code(1);
+    let said = format!("ends: job {done}: it has an end and was never accepted");
+    assert!(doctored.stdout.contains(&said), "{}", doctored.stdout);
+
+    let none = cluster.hostler(&["verify", "/no/such"]).expect_code(3);
+    assert!(none.stderr.contains("/no/such"), "{}", none.stderr);
+    cluster.hostler(&["verify", dir, "more"]).expect_code(2);
+}
+
+#[test]
 fn without_a_server_the_way_out_is_told() {
     let scratch = Scratch::new();
     let url = format!("http://127.0.0.1:{}", free_port());

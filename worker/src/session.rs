@@ -180,6 +180,9 @@ pub struct Session {
     /// Last assign frame of this connection.
     assign_seq: u64,
     epochs: BTreeMap<Epoch, [u8; 16]>,
+    /// The server's present epoch, if its number is also that of another start whose work is still held: the server's
+    /// database is a restored backup, and the names of attempts are given out a second time.
+    other_history: Option<Epoch>,
     attempts: HashMap<Fence, Phase, BuildHasherDefault<FenceHasher>>,
     /// In the order they should start. Holds entries withdrawn meanwhile, which `attempts` does not know as waiting.
     waiting: VecDeque<Assignment>,
@@ -330,6 +333,7 @@ impl Session {
             beat_due: now,
             assign_seq: 0,
             epochs: BTreeMap::new(),
+            other_history: None,
             attempts: HashMap::default(),
             waiting: VecDeque::new(),
             waiting_count: 0,
@@ -568,7 +572,9 @@ impl Session {
         self.idle_since = None;
         let held: BTreeSet<Epoch> = self.attempts.keys().map(|fence| fence.epoch).collect();
         self.epochs.retain(|known, _| held.contains(known));
-        self.epochs.insert(epoch.0, epoch.1);
+        // While anything is held of another start of the same number, it must not pass for work of this one.
+        let nonce = *self.epochs.entry(epoch.0).or_insert(epoch.1);
+        self.other_history = (nonce != epoch.1).then_some(epoch.0);
     }
 
     fn on_disconnected(&mut self) {
@@ -640,6 +646,10 @@ impl Session {
                     ending: Some(Why::Void),
                     ..
                 })) => self.returned.push(fence),
+                // Its name is still in use, by an attempt whose report is not yet settled.
+                Some(Phase::Ended) if self.other_history == Some(fence.epoch) => {
+                    self.returned.push(fence);
+                }
                 Some(_) => {}
                 None if self.mode != Mode::Working || self.attempts.len() >= HELD_MAX => {
                     self.returned.push(fence);

@@ -22,7 +22,8 @@ use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::child::signal_group;
+use crate::kin::{Marks, Origin};
+use crate::proc::signal_group;
 
 /// What a job sees of the worker's own environment.
 const PASSED_ON: [&str; 10] = [
@@ -36,6 +37,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(crate) struct Spawner {
     environment: Vec<(&'static str, OsString)>,
     worker: String,
+    /// What its processes say of where they come from.
+    pub(crate) origin: Origin,
     /// Where a command may tell its progress.
     progress: Option<PathBuf>,
 }
@@ -45,6 +48,7 @@ pub(crate) struct Spawner {
 pub(crate) struct Spawned {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
+    pub(crate) marks: Marks,
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
@@ -66,6 +70,7 @@ impl Spawner {
         Self {
             environment: PASSED_ON.into_iter().filter_map(pass).collect(),
             worker,
+            origin: Origin::default(),
             progress: None,
         }
     }
@@ -112,9 +117,9 @@ impl Spawner {
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         child.envs(command.env.iter().map(|(name, value)| (name, value)));
-        child.env("HOSTLER_JOB_ID", fence.job.to_string());
+        let marks = Marks::new(fence, self.origin);
+        child.envs(marks.variables());
         child.env("HOSTLER_ATTEMPT", fence.attempt.to_string());
-        child.env("HOSTLER_FENCE", fence.rising().to_string());
         child.env("HOSTLER_WORKER", &self.worker);
         match &self.progress {
             Some(path) => child.env("HOSTLER_PROGRESS", path),
@@ -136,6 +141,7 @@ impl Spawner {
             let spawned = Spawned {
                 pid,
                 pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
+                marks,
                 stdin: child.stdin.take(),
                 stdout: child.stdout.take().map(OwnedFd::from),
                 stderr: child.stderr.take().map(OwnedFd::from),
@@ -391,6 +397,23 @@ mod tests {
             failure(&command(&["true", &"x".repeat(200_000)])).0,
             libc::E2BIG
         );
+    }
+
+    #[test]
+    fn want_of_room_is_not_the_jobs_fault_and_everything_else_is() {
+        let program = Path::new("/bin/true");
+        let judged = |errno| SpawnError::from_io(&io::Error::from_raw_os_error(errno), program);
+        for errno in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            let SpawnError::NoRoom { message } = judged(errno) else {
+                panic!("{:?}", judged(errno))
+            };
+            assert!(message.starts_with("cannot start /bin/true: "), "{message}");
+        }
+        for errno in [libc::ENOENT, libc::EACCES, libc::E2BIG, libc::ENOEXEC] {
+            assert!(
+                matches!(judged(errno), SpawnError::Failed { errno: told, .. } if told == errno)
+            );
+        }
     }
 
     #[test]

@@ -36,10 +36,14 @@ use slab::Slab;
 use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
+use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
 use crate::notes::Notes;
+use crate::oom::OomKills;
+use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
+use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
 use crate::signs::Signs;
 use crate::spawn::{SpawnError, Spawner};
@@ -92,6 +96,10 @@ pub struct Config {
     pub commands: bool,
     /// TERM and INT mean: drain. An embedding program may have other plans for them.
     pub signals: bool,
+    /// Makes this process the reaper of all its descendants, so that none of a job's processes can hide from its end by
+    /// losing its parents. Every child nobody else waits for is reaped then, so it is not for a program that starts
+    /// processes of its own.
+    pub subreaper: bool,
     /// How much unsent output it keeps, and where.
     pub spool: SpoolLimits,
 }
@@ -120,6 +128,7 @@ impl Config {
             idle_exit: None,
             commands: false,
             signals: true,
+            subreaper: false,
             spool: SpoolLimits::default(),
         }
     }
@@ -152,6 +161,8 @@ pub enum WorkerError {
     Invalid(String),
     /// The server would not have us, or is not ours; a person has to change something.
     Refused(String),
+    /// Server and worker speak no version of the protocol in common.
+    Version(String),
     /// The operating system refused what the loop cannot do without.
     Io(io::Error),
 }
@@ -159,7 +170,7 @@ pub enum WorkerError {
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(what) | Self::Refused(what) => f.write_str(what),
+            Self::Invalid(what) | Self::Refused(what) | Self::Version(what) => f.write_str(what),
             Self::Io(error) => write!(f, "the worker's loop cannot go on: {error}"),
         }
     }
@@ -374,6 +385,10 @@ struct Loop {
     registry: Registry,
     pool: Pool,
     spawner: Spawner,
+    reaper: Reaper,
+    oom_kills: OomKills,
+    /// What an earlier run of this worker left running, until it has ended.
+    orphans: Option<Orphans>,
     /// What commands say of their progress; none if there are no commands, or no place for it.
     notes: Option<Notes>,
     running: HashMap<Fence, Running>,
@@ -434,6 +449,9 @@ impl Loop {
             spool: Spool::new(config.spool.clone()),
             registry,
             pool: Pool::new(Arc::new(Completions::new(waker)), clock),
+            reaper: Reaper::new(config.subreaper),
+            oom_kills: OomKills::find(),
+            orphans: None,
             spawner: Spawner::new(config.name.clone())
                 .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
             notes,
@@ -474,6 +492,7 @@ impl Loop {
             self.listen()?;
             self.take_completions();
             self.read_pipes();
+            self.look_after_orphans();
             self.take_notes();
             self.look_after_ending();
             if self
@@ -506,6 +525,8 @@ impl Loop {
             .chain(self.session.next_deadline())
             .chain(self.link.next_deadline())
             .chain(self.pipe.next_deadline(&self.spool))
+            .chain(self.reaper.next_deadline())
+            .chain(self.orphans.as_ref().map(Orphans::next_deadline))
             .chain(self.notes.as_ref().and_then(Notes::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
@@ -596,6 +617,10 @@ impl Loop {
             }
             match said {
                 Said::Welcome(welcome, challenge) => {
+                    self.spawner.origin = Origin::ours(challenge.cluster, self.instance);
+                    if !self.welcomed && self.config.commands {
+                        self.end_orphans();
+                    }
                     self.welcomed = true;
                     self.link.welcomed();
                     let result_bytes_max = usize::try_from(welcome.result_bytes_max);
@@ -617,7 +642,12 @@ impl Loop {
                 Said::Frame(Frame::NotLeader(other)) => {
                     self.disconnect(&LineError::NotLeader(other))
                 }
-                Said::Frame(frame) => self.tell(Event::Received(frame)),
+                Said::Frame(frame) => {
+                    if matches!(frame, Frame::Resumed(_)) {
+                        self.link.resumed();
+                    }
+                    self.tell(Event::Received(frame));
+                }
             }
         }
         self.said = said;
@@ -628,13 +658,24 @@ impl Loop {
                 // One of several may be no server of ours: the others are asked before a person is.
                 self.refusals += 1;
                 if self.refusals >= self.config.servers.len() {
-                    return Err(WorkerError::Refused(why.to_string()));
+                    let kind = if why.is_of_version() {
+                        WorkerError::Version
+                    } else {
+                        WorkerError::Refused
+                    };
+                    return Err(kind(why.to_string()));
                 }
                 self.disconnect(&why);
             }
             Err(why) => self.disconnect(&why),
         }
         Ok(())
+    }
+
+    /// The cluster is known now, and so is what an earlier run of this worker left running for it.
+    fn end_orphans(&mut self) {
+        let (name, grace) = (self.config.name.clone(), self.config.kill_grace.into());
+        self.orphans = Orphans::find(name, self.spawner.origin, self.now, grace);
     }
 
     fn disconnect(&mut self, why: &LineError) {
@@ -761,6 +802,18 @@ impl Loop {
             let message = "this worker runs handlers only".to_owned();
             return Some(failed_to_start(libc::EPERM, message));
         }
+        let job = fence.job.raw();
+        if self
+            .orphans
+            .as_ref()
+            .is_some_and(|orphans| orphans.holds(job))
+        {
+            let message = "an earlier attempt, whose worker was killed, is still being ended here";
+            return Some(Ending::NoRoom {
+                message: message.to_owned(),
+            });
+        }
+        let oom_kills = self.oom_kills.count();
         let spawned = match self.spawner.spawn(fence, &command, keep != Keep::Nothing) {
             Ok(spawned) => spawned,
             Err(SpawnError::Failed { errno, message }) => {
@@ -768,19 +821,21 @@ impl Loop {
             }
             Err(SpawnError::NoRoom { message }) => return Some(Ending::NoRoom { message }),
         };
+        self.reaper.started(spawned.pid);
         let key = self.children.insert((
             Child::new(
                 fence,
                 spawned,
                 command.stdin.as_deref().map(Bytes::copy_from_slice),
+                oom_kills,
                 self.now,
             ),
             keep,
         ));
         if let Err(error) = self.register(key) {
             let (mut child, _) = self.children.remove(key);
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
             return Some(Ending::NoRoom {
                 message: format!("cannot watch the process: {error}"),
             });
@@ -858,7 +913,7 @@ impl Loop {
             Some(Running::Handler(watch)) => watch.cancel(),
             Some(&Running::Process(key)) => {
                 let (child, _) = &mut self.children[key];
-                child.end(self.now, force);
+                child.end(self.now, force, self.reaper.place());
                 if child.exited() {
                     self.ending.insert(key);
                 }
@@ -949,6 +1004,24 @@ impl Loop {
         }
     }
 
+    /// Processes of ours that are nobody's main process.
+    fn look_after_orphans(&mut self) {
+        let due = self
+            .reaper
+            .next_deadline()
+            .is_some_and(|due| due <= self.now);
+        if due || !self.ending.is_empty() {
+            self.reaper.look(self.now);
+        }
+        if self
+            .orphans
+            .as_mut()
+            .is_some_and(|orphans| orphans.are_over(self.now))
+        {
+            self.orphans = None;
+        }
+    }
+
     /// Ends of main processes: reads on, and reports when all that is waited for has come.
     fn look_after_ending(&mut self) {
         let keys: Vec<usize> = self.ending.iter().copied().collect();
@@ -956,7 +1029,7 @@ impl Loop {
             for stream in [Stream::Stdout, Stream::Stderr] {
                 self.read_pipe(key, stream, true);
             }
-            if self.children[key].0.is_over(self.now) {
+            if self.children[key].0.is_over(self.now, &self.reaper) {
                 self.bury(key);
             }
         }
@@ -972,7 +1045,11 @@ impl Loop {
         self.readable.retain(|&(k, _)| k != key);
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
-        let (outcome, detail, told) = child.reap();
+        let (mut outcome, detail, told) = child.reap(&mut self.reaper);
+        let killed = outcome == (Outcome::Signalled { signal: 9 });
+        if killed && !told && self.oom_kills.claim(child.oom_kills) {
+            outcome = Outcome::OutOfMemory;
+        }
         if keep != Keep::Nothing {
             let (stdout, stderr) = child.bytes();
             self.spool.close(child.fence, stdout, stderr);
@@ -1049,11 +1126,11 @@ impl Loop {
 }
 
 impl Drop for Loop {
-    /// Nobody would look after them: whatever still runs is killed with its group.
+    /// Nobody would look after them: whatever still runs is killed with all its processes.
     fn drop(&mut self) {
         for (_, (child, _)) in &mut self.children {
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
         }
         for running in self.running.values() {
             if let Running::Handler(watch) = running {

@@ -309,3 +309,18 @@ fn thousands_of_cancelled_waits_leave_no_alarms_behind() {
     }
     t.after_ms(3_600_000).expect_nothing();
 }
+
+#[test]
+fn alarms_of_many_attempts_that_ended_in_time_are_thrown_out_while_one_is_ending() {
+    let mut t = Trial::new();
+    t.worker("w1", slots(1));
+    for n in 0..100 {
+        let job = format!("job{n}");
+        t.submit_with(&job, |job| job.spec.timeout = Some(Span::from_secs(60)));
+        t.expect(&format!("assign {job}.1 to w1"));
+        t.starts(&job)
+            .ends(&job, OK)
+            .expect(&format!("finished {job} succeeded"))
+            .expect(&format!("ack {} to w1", n + 1));
+    }
+}

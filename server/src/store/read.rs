@@ -106,10 +106,17 @@ impl SqliteReader {
             });
         };
         record.body = self.body(id)?;
+        record.attempts = self.attempts(id)?;
+        Ok(Lookup::Found(Box::new(record)))
+    }
+
+    /// Those that did not end the job.
+    fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
         let mut statement = self.db.prepare_cached(sql::ATTEMPTS)?;
         let mut rows = statement.query([id.raw()])?;
+        let mut attempts = Vec::new();
         while let Some(row) = rows.next()? {
-            record.attempts.push(AttemptRecord {
+            attempts.push(AttemptRecord {
                 number: row.get(0)?,
                 epoch: Epoch::new(row.get(1)?),
                 reason: reason(row.get(2)?)?,
@@ -119,7 +126,7 @@ impl SqliteReader {
                 detail: detail_of(row, 6)?,
             });
         }
-        Ok(Lookup::Found(Box::new(record)))
+        Ok(attempts)
     }
 
     fn body(&self, id: JobId) -> Result<Option<Bytes>, Fault> {
@@ -142,7 +149,15 @@ impl SqliteReader {
         }
         let mut records = Vec::with_capacity(walk.found.len());
         for &id in &walk.found {
-            records.extend(self.record(id)?);
+            let Some(mut record) = self.record(id)? else {
+                continue;
+            };
+            // What ended at its first try has no former ones: most jobs cost no second look. Of a live job the engine
+            // knows the counters.
+            if record.end.as_ref().is_some_and(ended_late) {
+                record.attempts = self.attempts(id)?;
+            }
+            records.push(record);
         }
         Ok(ListPage {
             records,
@@ -340,6 +355,11 @@ struct CandidateRow {
     created_ms: u64,
     name: Option<String>,
     state: Option<JobState>,
+}
+
+/// Whether the job may have had an attempt that did not end it.
+fn ended_late(end: &EndRecord) -> bool {
+    end.state != JobState::Succeeded || end.attempt.number > 1
 }
 
 /// A record but for its class, which takes another statement to find.

@@ -430,7 +430,7 @@ impl Fake {
                 body_hash,
                 first,
                 count,
-                at: WallTime::from_millis(0),
+                at: hostler_engine::Time::ZERO,
             });
         }
         let classes: Vec<_> = (0..)
@@ -704,6 +704,7 @@ impl Fake {
                 );
                 pieces.push(Piece {
                     offset: piece.offset + skip,
+                    at: at + skip,
                     data: piece.data.slice(from..to),
                     ..piece.clone()
                 });
@@ -775,6 +776,7 @@ impl Fake {
         printed.pieces.push(Piece {
             stream,
             offset,
+            at: 0, // set as it is read
             at_ms,
             data: Bytes::copy_from_slice(data),
         });

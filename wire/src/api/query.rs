@@ -151,6 +151,21 @@ pub struct LogPiece<'a> {
     pub data_b64: Option<Cow<'a, str>>,
 }
 
+/// Output was passed over: the event `resync`, and the line `{"resync":…}`, stand before the piece that goes on after
+/// it. It was above the job's limit, gone before a slow reader came to it, or dropped by the worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogResync<'a> {
+    /// Of which attempt.
+    pub attempt: u16,
+    /// `stdout` or `stderr`.
+    #[serde(borrow)]
+    pub stream: Cow<'a, str>,
+    /// Where that stream goes on.
+    pub offset: u64,
+    /// How much of it is missing before that.
+    pub missing_bytes: u64,
+}
+
 /// The last event of an output, and the last line (as `{"end":…}`) of a followed one in its ndjson form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEnd {

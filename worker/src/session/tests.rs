@@ -61,8 +61,13 @@ impl Trial {
     }
 
     fn connect(&mut self) {
+        self.connect_to([7; 16]);
+    }
+
+    /// To a server whose start has the usual number, and this nonce.
+    fn connect_to(&mut self, nonce: [u8; 16]) {
         self.seq = 0;
-        let epoch = (Epoch::new(7), [7; 16]);
+        let epoch = (Epoch::new(7), nonce);
         let (beat, lease) = (Span::from_ms(2_000), Span::from_ms(30_000));
         self.event(Event::Connected { beat, lease, epoch });
         self.flush();
@@ -381,6 +386,40 @@ fn a_duplicate_assignment_changes_nothing() {
     t.expect(&["reports from 1, 1 Succeeded"]);
     t.assign(&[(1, command())]);
     t.expect(&[]);
+}
+
+/// The server's database is a restored backup: it gives out the names of attempts a second time.
+#[test]
+fn an_attempt_of_another_history_does_not_stand_for_one_of_the_same_name() {
+    let mut t = Trial::up(3);
+    t.assign(&[(1, command()), (2, command())]);
+    t.written();
+    t.ended(1, Outcome::Succeeded, false);
+    t.expect(&[
+        "started 1 2",
+        "start 1",
+        "start 2",
+        "reports from 1, 1 Succeeded",
+    ]);
+    t.disconnect();
+    t.connect_to([9; 16]);
+    t.resumed(0, &[1, 2]);
+    // The names are in use: one by a report to be settled, one by a process to be reaped.
+    t.assign(&[(1, command()), (2, command()), (3, command())]);
+    t.expect(&[
+        "forget 1",
+        "term 2",
+        "forget 2",
+        "reports from 1, 1 Succeeded",
+        "started 3",
+        "returned 1 2",
+    ]);
+    // Should the connection break now, what is old must not be taken for what is new.
+    assert_eq!(t.session.resume().epochs, [(Epoch::new(7), [7; 16])]);
+    t.frame(Frame::Ack(Ack { through: 1 }));
+    t.ended(2, Outcome::Signalled { signal: 15 }, true);
+    t.assign(&[(1, command()), (2, command())]);
+    t.expect(&["started 1 2"]);
 }
 
 #[test]
