@@ -12,8 +12,8 @@
 //!
 //! Not here: what becomes of a word (`signs`), which attempts run (`worker`).
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, IoSliceMut, Read};
+use std::fs::{self, DirBuilder};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -29,14 +29,14 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::clock::{Span, Time};
+use crate::kin::Marks;
+use crate::proc;
 
 /// Longest datagram.
 const DATAGRAM_BYTES_MAX: usize = 4_096;
 /// Datagrams taken at once, and how long the next are left waiting if there were as many.
 const DATAGRAMS_AT_ONCE: usize = 8;
 const PAUSE: Span = Span::from_ms(10);
-/// Most bytes of a sender's environment that are looked through.
-const ENVIRONMENT_BYTES_MAX: u64 = 4 << 20;
 /// Directories of workers that were killed begin like ours; so many are tidied away at a start.
 const PREFIX: &str = "hostler-worker-";
 const LEFT_OVER_MAX: usize = 64;
@@ -201,11 +201,12 @@ impl Drop for Notes {
 }
 
 impl Note {
-    /// Whether it comes from a process of this attempt, whose group that is.
-    pub(crate) fn is_from(&self, group: Pid) -> bool {
+    /// Whether it comes from a process of the attempt with these marks, whose group that is. What left the group
+    /// (`setsid`) still has the marks, unless it took care to lose them.
+    pub(crate) fn is_from(&self, group: Pid, marks: Marks) -> bool {
         let pid = self.sender.pid;
         rustix::process::getpgid(Some(pid)).is_ok_and(|its| its == group)
-            || has_environment_of(pid, self.fence)
+            || Marks::read(&proc::environment(proc::number(pid))) == Some(marks)
     }
 }
 
@@ -244,28 +245,6 @@ impl Word {
     }
 }
 
-/// What left the group (`setsid`) still has the attempt's variables, unless it took care to lose them.
-fn has_environment_of(pid: Pid, fence: Fence) -> bool {
-    let mut environment = Vec::new();
-    let path = format!("/proc/{}/environ", pid.as_raw_nonzero());
-    let Ok(file) = File::open(path) else {
-        return false;
-    };
-    if file
-        .take(ENVIRONMENT_BYTES_MAX)
-        .read_to_end(&mut environment)
-        .is_err()
-    {
-        return false;
-    }
-    let has = |variable: String| {
-        environment
-            .split(|byte| *byte == 0)
-            .any(|it| it == variable.as_bytes())
-    };
-    has(format!("HOSTLER_JOB_ID={}", fence.job)) && has(format!("HOSTLER_FENCE={}", fence.rising()))
-}
-
 /// Takes away what workers left behind that were killed: sockets nobody listens at.
 fn tidy(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else {
@@ -294,6 +273,7 @@ fn remove(directory: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kin::Origin;
 
     const FENCE: Fence = Fence {
         job: JobId::MIN,
@@ -349,9 +329,13 @@ mod tests {
         let taken = notes.take(Time::default());
         assert_eq!(taken.len(), 1);
         assert!(!notes.ready, "everything was taken");
-        assert!(taken[0].is_from(rustix::process::getpgrp()));
+        let marks = Marks::new(FENCE, Origin::default());
+        assert!(taken[0].is_from(rustix::process::getpgrp(), marks));
         let other = Pid::from_raw(i32::MAX).unwrap();
-        assert!(!taken[0].is_from(other), "nor is our environment a job's");
+        assert!(
+            !taken[0].is_from(other, marks),
+            "nor is our environment a job's"
+        );
         assert!(
             answer(&client)["why"]
                 .as_str()
