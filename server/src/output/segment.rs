@@ -20,6 +20,7 @@ pub(super) const SEGMENT_HEADER_BYTES: u32 = 40;
 /// No segment of ours is larger: a batch is written only into one below its usual size.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const MAGIC: &[u8; 8] = b"HOSTSEG1";
+const SPACE_BYTES: usize = 1 << 20;
 
 /// The segment that is written to.
 #[derive(Debug)]
@@ -225,6 +226,15 @@ pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
 /// Makes names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// Writes, syncs and removes a file of the size of a few chunks.
+pub(super) fn try_space(dir: &Path) -> io::Result<()> {
+    let path = dir.join("space.tmp");
+    let tried = std::fs::write(&path, vec![0; SPACE_BYTES])
+        .and_then(|()| File::options().write(true).open(&path)?.sync_data());
+    let removed = std::fs::remove_file(&path);
+    tried.and(removed)
 }
 
 /// When a segment was made, wall milliseconds, if its header can be read.

@@ -330,6 +330,11 @@ impl Segments {
         self.broken
     }
 
+    /// Whether the disk takes something again, asked while nobody sends any output that would show it.
+    pub(super) fn try_space(&self) -> io::Result<()> {
+        segment::try_space(&self.options.dir)
+    }
+
     fn overgrown(&self) -> bool {
         u64::from(self.active.length()) >= 2 * self.options.segment_bytes
     }

@@ -403,6 +403,12 @@ impl Thread {
                 Err(error) => tracing::error!(%error, "output still cannot be stored"),
             }
         }
+        // Whoever looks at health keeps jobs away while it is red: so it must not need their output to turn green.
+        let in_trouble = self.status.trouble().is_some();
+        if in_trouble && !self.segments.is_broken() && self.segments.try_space().is_ok() {
+            tracing::info!("the disk of output takes something again");
+            self.status.set_trouble(None);
+        }
         match self.segments.retire_one(self.clock.wall().millis()) {
             Ok(retired) => self.status.retired_segments.add(u64::from(retired)),
             Err(error) => tracing::error!(%error, "an old output segment could not be deleted"),

@@ -1,9 +1,9 @@
 //! A disk for SQLite that tests can hurt: files in memory, as SQLite's own test VFS has them.
 //!
-//! What is written is seen at once, as by the operating system's cache; what is synced survives [`FaultyDisk::cut_power`]. Of
-//! the rest each 512 bytes are kept, lost or garbled, as the seed has it. The k-th write, sync, open or the like can be
-//! made to fail, once or for as long as the fault lasts; and what a failed sync did not put on disk no later sync does
-//! either, as Linux has it.
+//! What is written is seen at once, as by the operating system's cache; what is synced survives
+//! [`FaultyDisk::cut_power`]. Of the rest each 512 bytes are kept, lost or garbled, as the seed has it. The k-th write,
+//! sync, open or the like can be made to fail, once or for as long as the fault lasts; and what a failed sync did not
+//! put on disk no later sync does either, as Linux has it.
 //!
 //! Not here: what must hold after all that (`power.rs`).
 #![expect(unsafe_code, reason = "SQLite's file layer is a table of C functions")]
