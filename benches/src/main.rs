@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use hostler_benches::clock::Moment;
 use hostler_benches::figures::{self, Sizes};
 use hostler_benches::load::{self, Load, per_second};
-use hostler_benches::{report, system};
+use hostler_benches::{backlog, report, system};
 use serde_json::json;
 
 /// Hostler's load test. Loopback only, bounded in count and time
@@ -60,6 +60,15 @@ enum Command {
         /// Jobs one at a time
         #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         idle_jobs: u32,
+    },
+    /// Queue jobs, kill the server, start it: how long until it dispatches, and memory a queued job
+    Backlog {
+        /// The hostler binary [default: beside this program]
+        #[arg(long, env = "HOSTLER_BIN")]
+        binary: Option<PathBuf>,
+        /// How many jobs
+        #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=50_000_000))]
+        jobs: u64,
     },
     /// Load a server that runs, wait until all jobs have ended, check each of them
     Load {
@@ -113,6 +122,7 @@ fn main() -> ExitCode {
             };
             measure(binary, &only, &sizes, cli.output)
         }
+        Command::Backlog { binary, jobs } => measure_backlog(binary, jobs, cli.output),
         Command::Load {
             addr,
             token_file,
@@ -154,6 +164,15 @@ fn measure(binary: Option<PathBuf>, only: &[Which], sizes: &Sizes, form: Form) -
     match form {
         Form::Json => println!("{:#}", report::as_json(&all)),
         Form::Table => print!("{}", report::as_table(&all)),
+    }
+    Ok(())
+}
+
+fn measure_backlog(binary: Option<PathBuf>, jobs: u64, form: Form) -> Result<()> {
+    let measured = backlog::measure(&system::find_binary(binary)?, jobs)?;
+    match form {
+        Form::Json => println!("{:#}", measured.as_json()),
+        Form::Table => println!("{}", measured.as_line()),
     }
     Ok(())
 }

@@ -171,7 +171,7 @@ impl Drop for System {
 }
 
 /// A process that is not left behind.
-struct Reaped(Option<Child>);
+pub(crate) struct Reaped(pub(crate) Option<Child>);
 
 impl Drop for Reaped {
     fn drop(&mut self) {
@@ -254,6 +254,6 @@ fn cpu_of(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(ns))
 }
 
-fn free_port() -> Result<SocketAddr> {
+pub(crate) fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
