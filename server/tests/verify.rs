@@ -82,6 +82,7 @@ fn write_output(dir: &Path) {
         output_bytes_max: 1 << 20,
         segment_bytes: 64 << 10,
         keep: Duration::from_secs(1_000),
+        keep_failed: Duration::from_secs(1_000),
         total_bytes_max: 1 << 30,
         linger: Duration::from_secs(1),
     };
@@ -89,7 +90,8 @@ fn write_output(dir: &Path) {
     let tell = Box::new(move |batch: &mut Vec<output::Answer>| {
         batch.drain(..).for_each(|answer| drop(told.send(answer)));
     });
-    let (handle, thread) = output::spawn(options, Clock::resume(None), tell).unwrap();
+    let ends: output::AskEnds = Box::new(|_| Box::new(|| Some(None)));
+    let (handle, thread) = output::spawn(options, Clock::resume(None), tell, ends).unwrap();
     for job in [1, 2, 12] {
         let fence = Fence {
             job: id(job),

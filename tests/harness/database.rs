@@ -1,7 +1,7 @@
 //! The database as a stranger with sqlite3 sees it: read-only, through the two public views; and as `hostler verify`
 //! sees it, against every promise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -69,7 +69,13 @@ impl Database {
         let mut rows = query
             .query_map([id], |row| {
                 let reason: Option<String> = row.get(1)?;
-                Ok((row.get(0)?, reason.unwrap_or_default(), row.get(2)?))
+                // Null: it ended without one.
+                let attempt: Option<i64> = row.get(2)?;
+                Ok((
+                    row.get(0)?,
+                    reason.unwrap_or_default(),
+                    attempt.unwrap_or(0),
+                ))
             })
             .unwrap();
         rows.next().map(Result::unwrap)
@@ -89,6 +95,16 @@ impl Database {
             })
             .unwrap();
         rows.map(Result::unwrap).collect()
+    }
+
+    /// Job and number of every attempt that has ended.
+    pub fn attempt_numbers(&self) -> BTreeSet<(u64, u64)> {
+        let mut query = self
+            .connection
+            .prepare("SELECT job, number FROM attempt")
+            .unwrap();
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.unwrap().map(Result::unwrap).collect()
     }
 
     /// Looks through the whole data directory, database and output, against every promise.

@@ -1,6 +1,6 @@
 //! Frame → event, effect → frame or fact; the only file that knows both languages.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use bytes::BytesMut;
@@ -8,7 +8,8 @@ use hostler_engine::effect::Refusal;
 use hostler_engine::event::{Event, Join, Report};
 use hostler_engine::{Fact, Span};
 use hostler_wire::frame::{
-    Ack, Assign, Assignment, Cancel, Frame, Login, ProbeReply, Recall, RefuseCode, Resumed, Stop,
+    Ack, Assign, Assignment, Cancel, Frame, Login, Probe, ProbeReply, Recall, RefuseCode, Resumed,
+    Stop,
 };
 use hostler_wire::limits::BATCH_ITEMS_MAX;
 use hostler_wire::{Epoch, Fence, SessionId, WorkerId};
@@ -31,8 +32,9 @@ pub(super) enum Heard {
 #[derive(Debug)]
 pub(super) struct Starts {
     known: HashMap<Epoch, [u8; 16]>,
-    /// Epochs that a session's worker learnt from another history.
-    foreign: HashMap<SessionId, Vec<Epoch>>,
+    /// Attempts that a session's worker was given in another history. This one may give out the very same names, to that
+    /// worker too: what it is given from now on is ours again.
+    foreign: HashMap<SessionId, HashSet<Fence>>,
 }
 
 impl Starts {
@@ -43,17 +45,20 @@ impl Starts {
         }
     }
 
-    /// Keeps what of the login's epochs is not ours.
+    /// Keeps what the worker holds of another history.
     fn meet(&mut self, session: SessionId, login: &Login) {
-        let foreign: Vec<Epoch> = login
+        let epochs: Vec<Epoch> = login
             .epochs
             .iter()
             .filter(|(epoch, nonce)| self.known.get(epoch) != Some(nonce))
             .map(|(epoch, _)| *epoch)
             .collect();
-        if !foreign.is_empty() {
-            self.foreign.insert(session, foreign);
+        if epochs.is_empty() {
+            return;
         }
+        let held = login.held.iter().map(|held| held.fence);
+        let foreign = held.filter(|fence| epochs.contains(&fence.epoch)).collect();
+        self.foreign.insert(session, foreign);
     }
 
     pub(super) fn part(&mut self, session: SessionId) {
@@ -62,7 +67,7 @@ impl Starts {
 
     /// The fence as the engine may judge it.
     fn ours(&self, session: SessionId, fence: Fence) -> Fence {
-        if self.foreign.is_empty() || !self.is_foreign(session, fence.epoch) {
+        if self.foreign.is_empty() || !self.is_foreign(session, fence) {
             return fence;
         }
         Fence {
@@ -71,10 +76,10 @@ impl Starts {
         }
     }
 
-    fn is_foreign(&self, session: SessionId, epoch: Epoch) -> bool {
+    fn is_foreign(&self, session: SessionId, fence: Fence) -> bool {
         self.foreign
             .get(&session)
-            .is_some_and(|foreign| foreign.contains(&epoch))
+            .is_some_and(|foreign| foreign.contains(&fence))
     }
 
     /// The fence as its worker knows it: `void` lists come back in the engine's words.
@@ -101,7 +106,7 @@ pub(super) fn join(starts: &mut Starts, session: SessionId, login: Login) -> (Jo
         .held
         .iter()
         .map(|held| held.fence)
-        .filter(|fence| starts.is_foreign(session, fence.epoch))
+        .filter(|fence| starts.is_foreign(session, *fence))
         .collect();
     let held = login
         .held
@@ -156,9 +161,10 @@ pub(super) fn hear(
                 })
                 .collect(),
         },
+        // Of what was void it gives nothing back, so this is of what we gave it, be it by the name of a foreign one.
         Frame::Returned(returned) => Event::Returned {
             session,
-            fences: ours(returned.fences),
+            fences: returned.fences,
             draining: returned.draining,
         },
         Frame::Beat(beat) => Event::Heard {
@@ -255,12 +261,8 @@ impl Outgoing {
         frame.encode(self.frames.entry(session).or_default());
     }
 
-    pub(super) fn probe(&mut self, session: SessionId, ask: u64, fence: Fence) {
-        let probe = hostler_wire::frame::Probe {
-            ask,
-            fences: vec![fence],
-        };
-        self.frame(session, &Frame::Probe(probe));
+    pub(super) fn probe(&mut self, session: SessionId, ask: u64, fences: Vec<Fence>) {
+        self.frame(session, &Frame::Probe(Probe { ask, fences }));
     }
 
     pub(super) fn assign(
@@ -357,7 +359,7 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
-    use hostler_wire::frame::Held;
+    use hostler_wire::frame::{Held, Returned};
     use hostler_wire::{Attempt, JobId};
 
     use super::*;
@@ -415,6 +417,21 @@ mod tests {
             starts.theirs(session, nobodys, &void),
             foreign,
             "it is told to stop"
+        );
+        let given_since = fence(3, theirs);
+        assert_eq!(
+            starts.ours(session, given_since),
+            given_since,
+            "what it is given now is ours, though that start has the same number"
+        );
+        let given_back = Frame::Returned(Returned {
+            fences: vec![foreign],
+            draining: false,
+        });
+        let heard = hear(&starts, &mut Numbers::default(), session, given_back);
+        assert!(
+            matches!(&heard, Heard::Event(Event::Returned { fences, .. }) if *fences == [foreign]),
+            "one of the same name that it cannot take is ours: {heard:?}"
         );
         starts.part(session);
         assert_eq!(

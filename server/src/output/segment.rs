@@ -21,6 +21,8 @@ pub(super) const SEGMENT_HEADER_BYTES: u32 = 40;
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const MAGIC: &[u8; 8] = b"HOSTSEG1";
 const SPACE_BYTES: usize = 1 << 20;
+/// What is gathered before it is written to a segment's successor.
+const REWRITE_BUFFER_BYTES: usize = 1 << 20;
 
 /// The segment that is written to.
 #[derive(Debug)]
@@ -50,16 +52,7 @@ pub(super) struct Scan {
 impl Segment {
     /// Makes the next segment.
     pub(super) fn create(dir: &Path, number: u32, now_ms: u64) -> io::Result<Self> {
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
-        let mut header = [0; SEGMENT_HEADER_BYTES as usize];
-        header[0..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&number.to_le_bytes());
-        header[12..28].copy_from_slice(&nonce);
-        header[28..36].copy_from_slice(&now_ms.to_le_bytes());
-        let crc = crc32fast::hash(&header[..36]);
-        header[36..40].copy_from_slice(&crc.to_le_bytes());
-
+        let (header, nonce) = new_header(number, now_ms)?;
         let path = path_of(dir, number);
         let file = OpenOptions::new()
             .read(true)
@@ -215,6 +208,100 @@ impl Segment {
                 let head = Head::read(Place { segment, at: *at }, &bytes[*at as usize..]);
                 *at > after && head.is_some_and(|head| head.kind == Kind::Mark)
             })
+    }
+}
+
+fn new_header(
+    number: u32,
+    created_ms: u64,
+) -> io::Result<([u8; SEGMENT_HEADER_BYTES as usize], [u8; 16])> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    let mut header = [0; SEGMENT_HEADER_BYTES as usize];
+    header[0..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&number.to_le_bytes());
+    header[12..28].copy_from_slice(&nonce);
+    header[28..36].copy_from_slice(&created_ms.to_le_bytes());
+    let crc = crc32fast::hash(&header[..36]);
+    header[36..40].copy_from_slice(&crc.to_le_bytes());
+    Ok((header, nonce))
+}
+
+/// A segment's successor of the same number while it is written.
+#[derive(Debug)]
+pub(super) struct Rewrite {
+    number: u32,
+    nonce: [u8; 16],
+    file: File,
+    path: PathBuf,
+    dir: PathBuf,
+    buffer: BytesMut,
+    /// Where the next record will stand.
+    length: u32,
+    /// Bytes that are in the file.
+    written: u64,
+}
+
+impl Rewrite {
+    pub(super) fn create(dir: &Path, number: u32, created_ms: u64) -> io::Result<Self> {
+        let (header, nonce) = new_header(number, created_ms)?;
+        let path = path_of(dir, number).with_extension("new");
+        let file = File::create(&path)?;
+        Ok(Self {
+            number,
+            nonce,
+            file,
+            path,
+            dir: dir.to_path_buf(),
+            buffer: BytesMut::from(&header[..]),
+            length: SEGMENT_HEADER_BYTES,
+            written: 0,
+        })
+    }
+
+    /// Appends a record; gives back where it stands, and how it reads there.
+    pub(super) fn push(&mut self, head: Head, data: &[u8]) -> io::Result<(Place, Head)> {
+        let place = Place {
+            segment: self.number,
+            at: self.length,
+        };
+        let at = self.buffer.len();
+        self.length += head.write(place, data, &mut self.buffer);
+        let head = Head::read(place, &self.buffer[at..]).expect("just written");
+        if self.buffer.len() >= REWRITE_BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok((place, head))
+    }
+
+    /// All of it is on disk, under a name of its own. Returns its size.
+    pub(super) fn complete(&mut self) -> io::Result<u64> {
+        // What is damaged in it from here on had been synced.
+        let nonce = self.nonce;
+        self.push(Head::new(Kind::Mark, Key::default(), 0, 0, 0), &nonce)?;
+        self.flush()?;
+        self.file.sync_data()?;
+        Ok(self.written)
+    }
+
+    /// It is the segment from now on.
+    pub(super) fn take_place(&mut self) -> io::Result<()> {
+        std::fs::rename(&self.path, path_of(&self.dir, self.number))?;
+        sync_dir(&self.dir)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Rewrite {
+    /// Unless it took its place there is a file to be removed; at the latest the next start does that.
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.path));
     }
 }
 

@@ -35,13 +35,13 @@ pub(super) const ASSIGNED: &str =
 pub(super) const STARTED: &str =
     "INSERT INTO started (seq, epoch, worker, at_us, attempts) VALUES (?1, ?2, ?3, ?4, ?5)";
 pub(super) const ATTEMPT: &str = "INSERT INTO attempts (job, number, epoch, worker, started_ms, finished_ms, reason, charge, exit_code, signal, \
-     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, due_us, due_ms) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, wall_ms, due_us, due_ms) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
 pub(super) const END_PLAIN: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 pub(super) const END: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state, exit_code, signal, \
-     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, wall_ms) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
 pub(super) const MARK: &str =
     "INSERT OR IGNORE INTO marks (job, at_ms, reason, note) VALUES (?1, ?2, ?3, ?4)";
 pub(super) const PURGE: &str =
@@ -118,10 +118,10 @@ pub(super) const PURGED_AND_PROMISED: &str =
 pub(super) const RECORD: &str = "SELECT j.id, j.class, j.priority, j.sync, j.created_ms, j.created_by, j.due_ms, j.expires_ms, j.deadline_ms, \
      j.retry_of, j.name, j.labels, e.state, e.attempt, e.epoch, e.reason, w.name, e.started_ms, e.finished_ms, \
      e.exit_code, e.signal, e.user_ms, e.system_ms, e.peak_rss_bytes, e.stdout_bytes, e.stderr_bytes, e.message, \
-     e.result, e.stderr_tail FROM jobs j LEFT JOIN ends e ON e.id = j.id LEFT JOIN workers w ON w.id = e.worker \
+     e.result, e.stderr_tail, e.wall_ms FROM jobs j LEFT JOIN ends e ON e.id = j.id LEFT JOIN workers w ON w.id = e.worker \
      WHERE j.id = ?1";
 pub(super) const ATTEMPTS: &str = "SELECT a.number, a.epoch, a.reason, w.name, a.started_ms, a.finished_ms, a.exit_code, a.signal, a.user_ms, \
-     a.system_ms, a.peak_rss_bytes, a.stdout_bytes, a.stderr_bytes, a.message, a.result, a.stderr_tail \
+     a.system_ms, a.peak_rss_bytes, a.stdout_bytes, a.stderr_bytes, a.message, a.result, a.stderr_tail, a.wall_ms \
      FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job = ?1 ORDER BY a.number";
 pub(super) const BODY: &str = "SELECT body FROM jobs WHERE id = ?1";
 pub(super) const END_OF: &str = "SELECT state, reason FROM ends WHERE id = ?1";

@@ -264,6 +264,7 @@ pub(crate) fn submission(count: usize) -> Submission {
             },
             max_losses: 3,
             timeout: None,
+            stall: None,
             grace: None,
             stop_on_partition: false,
         }],
