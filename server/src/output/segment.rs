@@ -61,7 +61,7 @@ impl Segment {
             .open(&path)?;
         let made = file
             .write_all_at(&header, 0)
-            .and_then(|()| file.sync_data())
+            .and_then(|()| sync_file(&file))
             .and_then(|()| sync_dir(dir));
         if let Err(error) = made {
             drop(std::fs::remove_file(&path));
@@ -141,10 +141,15 @@ impl Segment {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.file.write_all_at(batch, u64::from(self.length))?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         self.length += u32::try_from(batch.len()).map_err(io::Error::other)?;
         self.synced = self.length;
         Ok(())
+    }
+
+    /// Syncs what a server that was killed may have written and not synced: it counts as stored from now on.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        sync_file(&self.file)
     }
 
     /// Cuts off what was not synced.
@@ -155,7 +160,7 @@ impl Segment {
     /// Cuts the file at a place.
     pub(super) fn truncate(&mut self, length: u32) -> io::Result<()> {
         self.file.set_len(u64::from(length))?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         self.length = length;
         self.synced = length;
         Ok(())
@@ -280,7 +285,7 @@ impl Rewrite {
         let nonce = self.nonce;
         self.push(Head::new(Kind::Mark, Key::default(), 0, 0, 0), &nonce)?;
         self.flush()?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         Ok(self.written)
     }
 
@@ -312,7 +317,18 @@ pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
 
 /// Makes names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    File::open(dir)?.sync_all()?;
+    #[cfg(test)]
+    super::shadow::dir_synced(dir);
+    Ok(())
+}
+
+/// Makes what is in a file durable.
+pub(super) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    #[cfg(test)]
+    super::shadow::file_synced(file);
+    Ok(())
 }
 
 /// Writes, syncs and removes a file of the size of a few chunks.
