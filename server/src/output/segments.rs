@@ -139,6 +139,8 @@ impl Segments {
                 "cut off the unsynced end of the output"
             );
             segment.truncate(scan.good)?;
+        } else {
+            segment.settle()?;
         }
         for (from, to) in &scan.damage {
             let path = path.display();
@@ -334,6 +336,11 @@ impl Segments {
     /// Nothing may be taken in until [`Segments::recover`] has succeeded.
     pub(super) fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Whether the disk takes something again, asked while nobody sends any output that would show it.
+    pub(super) fn try_space(&self) -> io::Result<()> {
+        segment::try_space(&self.options.dir)
     }
 
     fn overgrown(&self) -> bool {
@@ -861,6 +868,69 @@ mod tests {
             .iter()
             .flat_map(|piece| piece.data.to_vec())
             .collect())
+    }
+
+    /// Whatever was acknowledged is there after a power cut, whichever pieces of the rest are.
+    fn expect_after_power_cuts(dir: &Path, acked: &BTreeMap<u64, u64>, seeds: u64) {
+        for seed in 0..seeds {
+            let left = super::super::shadow::cut_power(dir, seed);
+            let segments = open(left.path());
+            for (job, bytes) in acked {
+                let through = segments.ack(fence(*job)).stdout_through;
+                assert!(
+                    through >= *bytes,
+                    "of {bytes} acknowledged bytes of job {job} {through} are left (seed {seed})"
+                );
+                let text = text(&segments, *job).unwrap();
+                assert!(text.len() as u64 >= *bytes && text.iter().all(|byte| *byte == 7));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_survives_a_power_cut_at_any_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        let mut acked = BTreeMap::new();
+        for turn in 0..60_u64 {
+            let job = 1 + turn % 7;
+            let offset = acked.get(&job).copied().unwrap_or(0);
+            segments.append(&chunk(job, offset, &[7; 50_000]));
+            segments.commit(1).unwrap();
+            acked.insert(job, segments.ack(fence(job)).stdout_through);
+            expect_after_power_cuts(dir.path(), &acked, 2);
+            if turn % 20 == 19 {
+                drop(segments);
+                segments = open(dir.path());
+            }
+        }
+        assert!(segments.sealed.len() >= 2, "no segment was sealed");
+    }
+
+    #[test]
+    fn what_a_killed_server_had_written_and_not_synced_is_synced_before_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.append(&chunk(1, 0, &[7; 900]));
+        segments.commit(1).unwrap();
+        let path = segment::path_of(dir.path(), segments.active.number);
+        let before = std::fs::read(&path).unwrap();
+        segments.append(&chunk(1, 900, &[7; 900]));
+        segments.commit(1).unwrap();
+        drop(segments);
+        // The same bytes once more, as a server leaves them that is killed between its write and its sync.
+        let after = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &before).unwrap();
+        super::super::shadow::file_synced(&std::fs::File::open(&path).unwrap());
+        std::fs::write(&path, &after).unwrap();
+
+        let mut segments = open(dir.path());
+        // Its worker sends again what was never acknowledged, and it is found to be there already.
+        segments.append(&chunk(1, 900, &[7; 900]));
+        segments.commit(1).unwrap();
+        let through = segments.ack(fence(1)).stdout_through;
+        assert_eq!(through, 1_800);
+        expect_after_power_cuts(dir.path(), &BTreeMap::from([(1, through)]), 20);
     }
 
     /// Three jobs, each with its own sync.
