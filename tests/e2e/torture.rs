@@ -5,7 +5,7 @@
 //!
 //! `load` submits, cancels and watches; `blows` is what is done to the processes and to the wire; `verdict` compares.
 //!
-//! `HOSTLER_TESTS_FULL=1` deals 1,000 kills, which takes about twenty minutes; `HOSTLER_TESTS_SEED` repeats a run's choices;
+//! `HOSTLER_TESTS_FULL=1` deals 1,000 kills, which takes about seven minutes; `HOSTLER_TESTS_SEED` repeats a run's choices;
 //! `HOSTLER_TESTS_SOAK_SECONDS` makes `a_soak_leaves_no_trace_in_memory_and_files` go on for so long.
 
 mod blows;
