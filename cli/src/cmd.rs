@@ -9,12 +9,15 @@ mod filter;
 mod health;
 mod list;
 mod logs;
+mod progress;
+mod queues;
 mod retry;
 mod run;
 mod server;
 mod spec;
 mod status;
 mod submit;
+mod top;
 mod verify;
 mod version;
 mod wait;
@@ -69,11 +72,14 @@ Jobs:
   wait         Wait until jobs have ended
   cancel       Cancel jobs
   retry        Submit jobs again
+  progress     From within a job: say how far it is
 
 Machines:
   server       Run the server
   worker       Run a worker
   workers      List workers
+  queues       List queues
+  top          Queues, workers, rates and slots, live
   health       Is the server well?
   verify       Check a data directory against every promise
   version      Versions of this program and of the server
@@ -108,9 +114,12 @@ enum Command {
     Wait(wait::Args),
     Cancel(cancel::Args),
     Retry(retry::Args),
+    Progress(progress::Args),
     Server(server::Args),
     Worker(worker::Args),
     Workers(workers::Args),
+    Queues(queues::Args),
+    Top(top::Args),
     Health(health::Args),
     Verify(verify::Args),
     Version(version::Args),
@@ -153,6 +162,7 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
         Command::Verify(args) => verify::run(&args, &global),
+        Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Run(args) => {
             talk(&global, async |context| run::run(args, context).await).map_err(Failure::ours)
@@ -165,6 +175,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Cancel(args) => talk(&global, async |context| cancel::run(args, context).await),
         Command::Retry(args) => talk(&global, async |context| retry::run(args, context).await),
         Command::Workers(args) => talk(&global, async |context| workers::run(args, context).await),
+        Command::Queues(args) => talk(&global, async |context| queues::run(args, context).await),
+        Command::Top(args) => talk(&global, async |context| top::run(args, context).await),
         Command::Health(args) => talk(&global, async |context| health::run(args, context).await),
         Command::Version(args) => talk(&global, async |context| version::run(args, context).await),
     }

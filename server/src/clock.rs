@@ -50,6 +50,15 @@ pub struct Readings {
 }
 
 impl Readings {
+    /// Clocks that stand at zero.
+    pub const fn new() -> Self {
+        Self {
+            boot: AtomicU64::new(0),
+            boottime_us: AtomicU64::new(0),
+            wall_ms: AtomicU64::new(0),
+        }
+    }
+
     /// From now on the clocks show this.
     pub fn set(&self, boot: u64, boottime_us: u64, wall: WallTime) {
         self.boot.store(boot, Ordering::Relaxed);

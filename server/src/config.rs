@@ -100,7 +100,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             worker_send_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
-            output_pending_bytes_max: 32 << 20,
+            output_pending_bytes_max: 8 << 20,
             result_bytes_max: 256 << 10,
             key_retention: Duration::from_secs(24 * 3_600),
         }

@@ -646,6 +646,8 @@ fn a_path_says_which_methods_it_takes() {
         (200, get.header("content-length"))
     );
     assert_eq!(get.json()["queued"], 3);
+    assert_eq!(get.json()["held"], 1);
+    assert_eq!(get.json()["since_start"]["probes"], 5);
     assert_eq!(
         w.ask("GET", "/workers").json()["workers"][0]["labels"]["zone"],
         "a"

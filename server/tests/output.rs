@@ -330,6 +330,43 @@ fn too_much_output_keeps_head_and_tail_and_says_what_is_cut() {
 }
 
 #[test]
+fn each_piece_says_where_it_stands_also_before_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(Options {
+        output_bytes_max: 16_000,
+        ..options(dir.path())
+    });
+    let f = fence(1, 1);
+    for n in 0..200 {
+        let stream = [Stream::Stdout, Stream::Stderr][n % 2];
+        t.send(vec![chunk(
+            f,
+            stream,
+            n as u64 / 2 * 500,
+            &bytes(n as u64, 500),
+        )]);
+    }
+    t.send(vec![end(f, 50_000, 50_000)]);
+    t.acked(f, |ack| ack.ended);
+    for stream in [None, Some(Stream::Stdout), Some(Stream::Stderr)] {
+        let all = t.page(read(1, stream)).unwrap().pieces;
+        assert!(all.len() > 10);
+        for pair in all.windows(2) {
+            let from = pair[0].at + pair[0].data.len() as u64;
+            let page = t
+                .page(Read {
+                    from,
+                    ..read(1, stream)
+                })
+                .unwrap();
+            let next = &page.pieces[0];
+            assert_eq!((next.stream, next.offset), (pair[1].stream, pair[1].offset));
+        }
+    }
+    t.stop();
+}
+
+#[test]
 fn a_limit_of_its_own_holds_for_that_attempt_only_and_through_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let text = bytes(9, 5 << 20);

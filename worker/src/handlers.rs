@@ -258,11 +258,12 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// `sleep`: `{"ms": N}`; returns early when it should end.
+/// `sleep`: `{"ms": N}`; says so, and returns early when it should end.
 fn sleep(job: &Job) -> Result<Value, HandlerError> {
     let payload = job.json()?;
     let ms = payload.get("ms").and_then(Value::as_u64);
     let ms = ms.ok_or_else(|| HandlerError::fatal("sleep needs {\"ms\": N}"))?;
+    job.progress(0.0, &format!("sleeps for {ms} ms"));
     job.wait_cancelled(Duration::from_millis(ms));
     Ok(Value::Null)
 }

@@ -222,20 +222,20 @@ impl Kin {
     /// Kills all of them, and those they start meanwhile; tells how many seem to live even so, if only for a moment.
     pub(crate) fn kill(&mut self, place: Where) -> usize {
         // Before anyone is orphaned: afterwards nobody could tell whose it was.
-        self.look(place);
+        let mut count = self.look(place);
         for _ in 0..KILL_ROUNDS {
             proc::signal_group(self.leader, Signal::KILL);
             for (&pid, &started) in &self.living {
                 proc::signal(pid, started, Signal::KILL);
             }
             let told = self.living.clone();
-            self.look(place);
+            count = self.look(place);
             let born = |(pid, started)| told.get(pid) != Some(started);
             if !self.living.iter().any(born) {
                 break;
             }
         }
-        self.living.len()
+        count
     }
 }
 

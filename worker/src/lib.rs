@@ -10,6 +10,7 @@ mod clock;
 mod handlers;
 mod kin;
 mod link;
+mod notes;
 mod oom;
 mod orphans;
 mod output;

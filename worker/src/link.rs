@@ -36,6 +36,9 @@ pub(crate) const READ_BYTES: usize = 256 << 10;
 /// While this much waits to be written, nothing more is read: whoever does not listen is not asked either (P7).
 const OUT_BYTES_HIGH: usize = 4 << 20;
 
+/// Asked of the system for what it keeps of the output that is on its way.
+const UNSENT_BYTES: usize = 512 << 10;
+
 const PAUSE_MIN: Span = Span::from_ms(100);
 const PAUSE_MAX: Span = Span::from_ms(5_000);
 
@@ -159,6 +162,10 @@ impl Line {
         now: Time,
     ) -> io::Result<Self> {
         let mut stream = TcpStream::connect(peer)?;
+        if role == Role::Output {
+            // What a chatty job has sent stands before what a quiet one prints next.
+            socket2::SockRef::from(&stream).set_send_buffer_size(UNSENT_BYTES)?;
+        }
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
         let (handshake, hello) = ClientHandshake::new(token, role, nonce);

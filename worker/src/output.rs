@@ -2,8 +2,9 @@
 //!
 //! A piece is kept from the moment it is read until an acknowledgement covers it, and sent again after a reconnect, so
 //! that a broken connection costs no output. Pieces lie in memory up to a bound for each attempt and one for all;
-//! beyond it in files (`spill`), gathered to larger pieces; beyond the bounds of those the oldest unsent pieces make room,
-//! which are the middle of what the job prints: its head stays, as it does on the server, and its end. What went is counted.
+//! beyond it in files (`spill`), gathered to larger pieces; beyond the bounds of those the oldest unsent pieces make
+//! room, which are the middle of what the job prints: its head stays, as it does on the server, and its end. What went
+//! is counted.
 //! A job that asked for it waits in its write instead (`overflow: block`). Attempts take turns, a piece at a time, so a
 //! chatty one cannot hold up the others. What an attempt's output is to become is said first, on every connection.
 //!
@@ -34,6 +35,8 @@ const PIECE_BYTES: usize = 64;
 const TAIL_BYTES: usize = 8 << 10;
 /// Size of one file.
 const SPILL_FILE_BYTES: u64 = 8 << 20;
+/// What an attempt may have in files, be its limit ever so small.
+const SPILL_LEAST_BYTES: u64 = 1 << 20;
 /// The part of an attempt's limit that its head has, which is never dropped (as on the server).
 const HEAD_SHARE: u64 = 16;
 
@@ -179,6 +182,8 @@ impl Spool {
         insist: bool,
     ) {
         let logs = self.running.get(&fence).copied();
+        let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block);
+        let mut insist = insist;
         loop {
             let output = self
                 .outputs
@@ -212,6 +217,8 @@ impl Spool {
             });
             match spilled {
                 Ok(()) => return,
+                // Its pipes were read because there was room: nothing of it goes, whatever has become of that.
+                Err(_) if waits => insist = true,
                 Err(NoRoom::Share) if self.drop_oldest(fence) => {}
                 Err(NoRoom::Share | NoRoom::Full) => break,
                 Err(NoRoom::Failed(error)) => {
@@ -230,7 +237,7 @@ impl Spool {
         let none = Output::default();
         let output = self.outputs.get(&fence).unwrap_or(&none);
         fits_memory(&self.limits, output, self.memory_bytes, bytes + PIECE_BYTES)
-            || self.fits_file(output, bytes + 2 * TAIL_BYTES).is_ok()
+            || self.fits_file(output, bytes + CHUNK_BYTES_MAX).is_ok()
     }
 
     /// Whether room was made since this was last asked.
@@ -369,7 +376,14 @@ impl Spool {
         } else {
             self.limits.attempt_file_bytes.min(share)
         };
-        if output.file_bytes + bytes as u64 > most {
+        // More than the server will keep is of no use; a job that waits is to lose nothing.
+        let wanted = match output.logs {
+            Some(logs) if logs.overflow == Overflow::Drop => {
+                logs.limit_bytes.max(SPILL_LEAST_BYTES)
+            }
+            _ => u64::MAX,
+        };
+        if output.file_bytes + bytes as u64 > most.min(wanted) {
             Err(NoRoom::Share)
         } else if !self.spill.has_room(bytes) {
             Err(NoRoom::Full)
@@ -815,6 +829,42 @@ mod tests {
     }
 
     #[test]
+    fn of_a_job_that_waits_for_room_nothing_is_dropped() {
+        let mut spool = spool(70_000, 300_000);
+        let logs = Logs {
+            overflow: Overflow::Block,
+            ..logs(1_000)
+        };
+        spool.begin(fence(1), logs);
+        let (mut offset, mut sent, mut waits) = (0, 0, 0);
+        for n in 0..2_000 {
+            // As pipes give it: now full, now not.
+            let bytes = n * 7_919 % CHUNK_BYTES_MAX + 1;
+            while !spool.has_room(fence(1), CHUNK_BYTES_MAX) {
+                waits += 1;
+                if let Some(Frame::Chunk(chunk)) = spool.next_frame() {
+                    assert_eq!(chunk.offset, sent, "a gap");
+                    sent += chunk.data.len() as u64;
+                    spool.acked(&ack(1, sent, false));
+                }
+            }
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                offset,
+                n as u64,
+                &vec![1; bytes],
+                false,
+            );
+            offset += bytes as u64;
+            assert!(spool.memory_bytes <= 70_000 + CHUNK_BYTES_MAX);
+        }
+        assert!(waits > 100);
+        spool.close(fence(1), offset, 0);
+        assert_eq!(spool.outputs[&fence(1)].dropped_bytes, 0);
+    }
+
+    #[test]
     fn many_small_pieces_cost_no_more_than_the_bounds() {
         let memory = 64 << 10;
         let mut spool = spool(memory, 1 << 20);
@@ -852,7 +902,7 @@ mod tests {
             ..SpoolLimits::default()
         });
         let (jobs, pieces) = (20, 300);
-        (1..=jobs).for_each(|job| spool.begin(fence(job), logs(K)));
+        (1..=jobs).for_each(|job| spool.begin(fence(job), logs(4 * K)));
         for piece in 0..pieces {
             for job in 1..=jobs {
                 let data = vec![b'a'; CHUNK_BYTES_MAX];

@@ -4,7 +4,7 @@
 //! and is reaped, though its own parents are gone. A program that embeds the worker is none: it may have children of
 //! its own, and only main processes are ever reaped there.
 //!
-//! One file lists our children. It is read when a main process has ended (two system calls where nobody was left
+//! One file lists our children. It is read when a main process has ended (one system call where nobody was left
 //! behind), and each second while anything runs, so that orphans that ended do not stay as zombies.
 //!
 //! Not here: ending what was left behind (`child`), what an earlier run of the worker left behind (`orphans`).
@@ -146,20 +146,22 @@ fn reap(pid: u32) -> bool {
 
 fn become_subreaper() -> io::Result<File> {
     let pid = rustix::process::getpid();
+    // Orphans go to the first thread, which has the number of the process. Without the list they must go elsewhere.
+    let list = File::open(format!("/proc/self/task/{}/children", pid.as_raw_nonzero()))?;
     rustix::process::set_child_subreaper(Some(pid))?;
-    // Orphans go to the first thread, which has the number of the process.
-    File::open(format!("/proc/self/task/{}/children", pid.as_raw_nonzero()))
+    Ok(list)
 }
 
-/// The list comes in pieces of a page at most.
+/// The list comes in pieces of a page; one that would hold another number is the last.
 fn read_list(list: &File) -> io::Result<Vec<u32>> {
+    const NUMBER_BYTES_MAX: usize = 16;
     let mut text = Vec::new();
     let mut page = [0; 4_096];
     loop {
         let n = rustix::io::pread(list, &mut page, text.len() as u64)?;
-        if n == 0 {
+        text.extend_from_slice(&page[..n]);
+        if n < page.len() - NUMBER_BYTES_MAX {
             return Ok(proc::numbers(&String::from_utf8_lossy(&text)));
         }
-        text.extend_from_slice(&page[..n]);
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Spawner {
     worker: String,
     /// What its processes say of where they come from.
     pub(crate) origin: Origin,
+    /// Where a command may tell its progress.
+    progress: Option<PathBuf>,
 }
 
 /// A process that has just been started. Its descriptors do not block.
@@ -69,6 +71,15 @@ impl Spawner {
             environment: PASSED_ON.into_iter().filter_map(pass).collect(),
             worker,
             origin: Origin::default(),
+            progress: None,
+        }
+    }
+
+    /// The same, and commands are told where to tell their progress.
+    pub(crate) fn with_progress(self, path: Option<PathBuf>) -> Self {
+        Self {
+            progress: path,
+            ..self
         }
     }
 
@@ -110,6 +121,10 @@ impl Spawner {
         child.envs(marks.variables());
         child.env("HOSTLER_ATTEMPT", fence.attempt.to_string());
         child.env("HOSTLER_WORKER", &self.worker);
+        match &self.progress {
+            Some(path) => child.env("HOSTLER_PROGRESS", path),
+            None => child.env_remove("HOSTLER_PROGRESS"),
+        };
         if let Some(cwd) = cwd {
             child.current_dir(cwd);
         }
@@ -382,6 +397,23 @@ mod tests {
             failure(&command(&["true", &"x".repeat(200_000)])).0,
             libc::E2BIG
         );
+    }
+
+    #[test]
+    fn want_of_room_is_not_the_jobs_fault_and_everything_else_is() {
+        let program = Path::new("/bin/true");
+        let judged = |errno| SpawnError::from_io(&io::Error::from_raw_os_error(errno), program);
+        for errno in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            let SpawnError::NoRoom { message } = judged(errno) else {
+                panic!("{:?}", judged(errno))
+            };
+            assert!(message.starts_with("cannot start /bin/true: "), "{message}");
+        }
+        for errno in [libc::ENOENT, libc::EACCES, libc::E2BIG, libc::ENOEXEC] {
+            assert!(
+                matches!(judged(errno), SpawnError::Failed { errno: told, .. } if told == errno)
+            );
+        }
     }
 
     #[test]

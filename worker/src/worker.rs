@@ -38,6 +38,7 @@ use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::notes::Notes;
 use crate::oom::OomKills;
 use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
@@ -52,8 +53,9 @@ const WAKE: mio::Token = mio::Token(0);
 const SIGNALS: mio::Token = mio::Token(1);
 const CONTROL: mio::Token = mio::Token(2);
 const OUTPUT: mio::Token = mio::Token(3);
+const NOTES: mio::Token = mio::Token(4);
 /// Four names a child from here on: its pidfd, its outputs, its input.
-const CHILDREN: usize = 4;
+const CHILDREN: usize = 5;
 
 const EVENTS_MAX: usize = 1_024;
 /// Reads of one pipe in one turn.
@@ -387,6 +389,8 @@ struct Loop {
     oom_kills: OomKills,
     /// What an earlier run of this worker left running, until it has ended.
     orphans: Option<Orphans>,
+    /// What commands say of their progress; none if there are no commands, or no place for it.
+    notes: Option<Notes>,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -415,6 +419,7 @@ impl Loop {
         // Only the first run of a stopper's worker is stopped by it; there is only one.
         drop(stopper.shared.waker.set(Arc::clone(&waker)));
         let signals = Signals::watch(&poll, config.signals)?;
+        let notes = listen_for_notes(&poll, &config);
         let clock = Clock::start();
         let session = Session::new(
             session::Config {
@@ -444,10 +449,12 @@ impl Loop {
             spool: Spool::new(config.spool.clone()),
             registry,
             pool: Pool::new(Arc::new(Completions::new(waker)), clock),
-            spawner: Spawner::new(config.name.clone()),
             reaper: Reaper::new(config.subreaper),
             oom_kills: OomKills::find(),
             orphans: None,
+            spawner: Spawner::new(config.name.clone())
+                .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
+            notes,
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -486,6 +493,7 @@ impl Loop {
             self.take_completions();
             self.read_pipes();
             self.look_after_orphans();
+            self.take_notes();
             self.look_after_ending();
             if self
                 .session
@@ -519,6 +527,7 @@ impl Loop {
             .chain(self.pipe.next_deadline(&self.spool))
             .chain(self.reaper.next_deadline())
             .chain(self.orphans.as_ref().map(Orphans::next_deadline))
+            .chain(self.notes.as_ref().and_then(Notes::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -534,6 +543,11 @@ impl Loop {
                 }
             }
             OUTPUT => self.pipe.notice(event),
+            NOTES => {
+                if let Some(notes) = &mut self.notes {
+                    notes.ready = true;
+                }
+            }
             mio::Token(name) => {
                 let (key, part) = ((name - CHILDREN) / 4, (name - CHILDREN) % 4);
                 // An event may be left over from a child that is gone; another's finds nothing to do and says so.
@@ -925,6 +939,32 @@ impl Loop {
         }
     }
 
+    /// Takes what commands say of their progress, and answers them.
+    fn take_notes(&mut self) {
+        let Some(notes) = &mut self.notes else {
+            return;
+        };
+        for note in notes.take(self.now) {
+            let child = match self.running.get(&note.fence) {
+                Some(&Running::Process(key)) => Some(&mut self.children[key].0),
+                Some(Running::Handler(_)) | None => None,
+            };
+            let taken = match child {
+                None => Err("no such attempt runs here"),
+                Some(child) if !note.is_from(child.pid, child.marks()) => {
+                    Err("it comes from a process that is not the attempt's")
+                }
+                Some(child) => {
+                    child
+                        .signs
+                        .say(self.now, note.progress, note.text.as_deref());
+                    Ok(())
+                }
+            };
+            notes.reply(&note, taken);
+        }
+    }
+
     /// Reads a pipe a few times. `last`: the job is over, so its pipes are read whatever the room.
     fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) {
         let Some((child, keep)) = self.children.get_mut(key) else {
@@ -1100,10 +1140,28 @@ impl Drop for Loop {
     }
 }
 
+/// A worker does well without: its commands cannot tell their progress then, and do not find the variable.
+fn listen_for_notes(poll: &Poll, config: &Config) -> Option<Notes> {
+    if !config.commands {
+        return None;
+    }
+    let listen = || -> io::Result<Notes> {
+        let parent = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+        let notes = Notes::listen(&parent.map_or_else(std::env::temp_dir, Into::into))?;
+        let fd = notes.fd().as_raw_fd();
+        poll.registry()
+            .register(&mut SourceFd(&fd), NOTES, Interest::READABLE)?;
+        Ok(notes)
+    };
+    listen()
+        .inspect_err(|error| tracing::warn!(%error, "commands cannot tell their progress"))
+        .ok()
+}
+
 fn tell(live: &mut Live, signs: &Signs, now: Time) {
-    let age_ms = |at: Time| (now - at).us() / 1_000;
-    live.quiet_ms = age_ms(signs.active);
-    live.output_age_ms = signs.output_at.map(age_ms);
+    let since = |at: Time| -> u64 { (now - at).us() / 1_000 };
+    live.output_age_ms = signs.output_at.map(&since);
+    live.quiet_ms = since(signs.active);
     live.progress = signs.progress;
     live.note.clone_from(&signs.note);
 }

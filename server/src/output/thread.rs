@@ -28,8 +28,8 @@ use super::{
 use crate::clock::Clock;
 use crate::mailbox::Receiver;
 
-/// Most messages in one turn: at 256 KiB each that is one sync for 16 MiB.
-const MESSAGES_MAX: usize = 64;
+/// Most messages in one turn: at 256 KiB each that is one sync for 4 MiB. Others wait behind it for theirs.
+const MESSAGES_MAX: usize = 16;
 /// How often to look for segments to delete, for readers that gave up, and for a way out of trouble.
 const HOUSEKEEPING: Span = Span::from_millis(1_000);
 
@@ -441,7 +441,10 @@ impl Thread {
             match self.segments.compact_one() {
                 Ok(Some(bytes)) => copied += bytes + COPIED_A_TURN / 16,
                 Ok(None) => break,
-                Err(error) => tracing::error!(%error, "an output segment could not be rewritten"),
+                Err(error) => {
+                    tracing::error!(%error, "an output segment could not be rewritten");
+                    break;
+                }
             }
         }
         if let Err(error) = self.trim(now_ms) {

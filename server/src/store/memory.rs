@@ -592,7 +592,7 @@ impl Data {
     fn retain(&mut self, stamp: &Stamp) {
         let before = |span: hostler_engine::Span| stamp.wall.millis().saturating_sub(span.millis());
         self.keys
-            .retain(|_, key| key.at.millis() >= before(retention::KEYS));
+            .retain(|_, key| key.at >= stamp.engine.back(retention::KEYS));
         let old = |end: &EndRecord| end.attempt.finished.millis() < before(retention::JOBS);
         let first_young = self
             .ends

@@ -162,8 +162,8 @@ pub struct KeyRecord {
     pub first: JobId,
     /// How many.
     pub count: u32,
-    /// When.
-    pub at: WallTime,
+    /// When, by the engine's clock: a corrected wall clock makes no key old.
+    pub at: Time,
 }
 
 /// The read side. One per reading thread.

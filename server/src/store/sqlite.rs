@@ -308,7 +308,7 @@ impl Store for SqliteStore {
                 body_hash: row.get(0)?,
                 first: job_id(row.get(1)?)?,
                 count: row.get(2)?,
-                at: WallTime::from_millis(row.get(3)?),
+                at: Time::from_micros(row.get::<_, u64>(3)?.saturating_mul(1_000)),
             }))
         };
         find().map_err(|fault| fault.told(&self.path, "read"))
@@ -380,7 +380,7 @@ fn insert_jobs(db: &Connection, stamp: &Stamp, batches: &[Batch]) -> Result<(), 
                 key.body_hash,
                 key.first.raw(),
                 key.count,
-                int(key.at.millis()),
+                int(key.at.micros() / 1_000),
             ))?;
         }
     }

@@ -450,6 +450,11 @@ impl Writer {
         }
     }
 
+    /// Whether something has come since the last turn.
+    pub fn has_something(&self) -> bool {
+        !self.inbox.is_empty()
+    }
+
     /// Begins a turn: takes what came. True if there is something to commit.
     pub fn gather(&mut self) -> bool {
         let mut messages = Vec::new();
@@ -507,7 +512,9 @@ impl Writer {
         let mut turn = Turn::default();
         self.admit_waiting(&stamp, &mut turn);
         let totals = self.totals_due(stamp.engine);
+        // A store that refused is tried again even with nothing to commit: whoever looks at our health waits for it.
         let wanted = self.ids_wanted > 0
+            || self.retry_at.is_some()
             || !self.facts.is_empty()
             || !self.purges.is_empty()
             || totals.is_some();
@@ -651,7 +658,7 @@ impl Writer {
                     body_hash,
                     first,
                     count: count_u32,
-                    at: stamp.wall,
+                    at: stamp.engine,
                 };
                 turn.keys
                     .insert(place, (turn.pending.len(), record.clone()));
@@ -691,8 +698,8 @@ impl Writer {
             Ok(record) => record?,
             Err(error) => return Some(Err(SubmitError::Refused(error))),
         };
-        let kept_ms = u64::try_from(self.limits.key_retention.as_millis()).unwrap_or(u64::MAX);
-        if stamp.wall.millis().saturating_sub(record.at.millis()) >= kept_ms {
+        let kept_us = u64::try_from(self.limits.key_retention.as_micros()).unwrap_or(u64::MAX);
+        if stamp.engine.since(record.at) >= Span::from_micros(kept_us) {
             return None;
         }
         Some(if record.body_hash == *hash {
@@ -960,10 +967,11 @@ impl Writer {
     /// How long the thread may sleep.
     fn patience(&self) -> Duration {
         let now = self.clock.now();
-        let retry = self.retry_at.map(|at| at.since(now));
         let totals =
             (self.totals() != self.totals_told).then(|| (self.totals_at + TOTALS_EVERY).since(now));
-        let soonest = retry.into_iter().chain(totals).min();
+        // While the store refuses, counters that are due wait for the next try like all else.
+        let retry = self.retry_at.map(|at| at.since(now));
+        let soonest = retry.or(totals);
         soonest.map_or(IDLE_LOOK, |span| {
             Duration::from_micros(span.micros()).min(IDLE_LOOK)
         })

@@ -430,7 +430,7 @@ impl Fake {
                 body_hash,
                 first,
                 count,
-                at: WallTime::from_millis(0),
+                at: hostler_engine::Time::ZERO,
             });
         }
         let classes: Vec<_> = (0..)

@@ -38,7 +38,9 @@ impl Segments {
         };
         let (number, live_bytes) = (self.sealed[place].number, self.sealed[place].live_bytes);
         let done = self.rewrite(place, &BTreeSet::new(), false);
-        if done.is_err()
+        if done
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::InvalidData)
             && let Some(sealed) = self.sealed.iter_mut().find(|it| it.number == number)
         {
             sealed.live_bytes = sealed.bytes; // not again until the next start
