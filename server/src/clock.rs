@@ -6,6 +6,8 @@
 //!
 //! Keeps semantics 23: durations never depend on the wall clock.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hostler_engine::{Time, WallTime};
 
 /// The four clocks at one moment, kept with each commit.
@@ -29,12 +31,80 @@ pub struct Clock {
     /// Boot time at which this clock began, microseconds.
     origin_us: u64,
     boot: u128,
+    source: Source,
+}
+
+/// Whom a clock asks.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Kernel,
+    Given(&'static Readings),
+}
+
+/// A machine's clocks as somebody sets them: time in the simulator.
+#[derive(Debug, Default)]
+pub struct Readings {
+    boot: AtomicU64,
+    boottime_us: AtomicU64,
+    wall_ms: AtomicU64,
+}
+
+impl Readings {
+    /// Clocks that stand at zero.
+    pub const fn new() -> Self {
+        Self {
+            boot: AtomicU64::new(0),
+            boottime_us: AtomicU64::new(0),
+            wall_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// From now on the clocks show this.
+    pub fn set(&self, boot: u64, boottime_us: u64, wall: WallTime) {
+        self.boot.store(boot, Ordering::Relaxed);
+        self.boottime_us.store(boottime_us, Ordering::Relaxed);
+        self.wall_ms.store(wall.millis(), Ordering::Relaxed);
+    }
+}
+
+impl Source {
+    fn boot(self) -> u128 {
+        match self {
+            Self::Kernel => boot_id(),
+            Self::Given(readings) => readings.boot.load(Ordering::Relaxed).into(),
+        }
+    }
+
+    fn boottime_us(self) -> u64 {
+        match self {
+            Self::Kernel => boottime_us(),
+            Self::Given(readings) => readings.boottime_us.load(Ordering::Relaxed),
+        }
+    }
+
+    fn wall(self) -> WallTime {
+        match self {
+            Self::Kernel => wall_now(),
+            Self::Given(readings) => {
+                WallTime::from_millis(readings.wall_ms.load(Ordering::Relaxed))
+            }
+        }
+    }
 }
 
 impl Clock {
     /// A clock that continues from the last stamp, or begins at the present wall time.
     pub fn resume(last: Option<Stamp>) -> Self {
-        let (boot, origin_us, wall) = (boot_id(), boottime_us(), wall_now());
+        Self::resume_on(Source::Kernel, last)
+    }
+
+    /// The same with clocks that somebody sets.
+    pub fn resume_given(readings: &'static Readings, last: Option<Stamp>) -> Self {
+        Self::resume_on(Source::Given(readings), last)
+    }
+
+    fn resume_on(source: Source, last: Option<Stamp>) -> Self {
+        let (boot, origin_us, wall) = (source.boot(), source.boottime_us(), source.wall());
         let base = match last {
             None => Time::from_micros(wall.millis() * 1_000),
             Some(last) => continue_from(last, boot, origin_us, wall),
@@ -43,33 +113,34 @@ impl Clock {
             base,
             origin_us,
             boot,
+            source,
         }
     }
 
     /// The engine's time.
     pub fn now(&self) -> Time {
-        Time::from_micros(self.base.micros() + (boottime_us() - self.origin_us))
+        Time::from_micros(self.base.micros() + (self.source.boottime_us() - self.origin_us))
     }
 
     /// The wall clock's.
     pub fn wall(&self) -> WallTime {
-        wall_now()
+        self.source.wall()
     }
 
     /// Wall milliseconds minus engine milliseconds.
     pub fn wall_offset_ms(&self) -> i64 {
-        let wall = i64::try_from(wall_now().millis()).unwrap_or(i64::MAX);
+        let wall = i64::try_from(self.wall().millis()).unwrap_or(i64::MAX);
         wall - i64::try_from(self.now().micros() / 1_000).unwrap_or(i64::MAX)
     }
 
     /// All clocks at once.
     pub fn stamp(&self) -> Stamp {
-        let boottime_us = boottime_us();
+        let boottime_us = self.source.boottime_us();
         Stamp {
             engine: Time::from_micros(self.base.micros() + (boottime_us - self.origin_us)),
             boot: self.boot,
             boottime_us,
-            wall: wall_now(),
+            wall: self.wall(),
         }
     }
 }

@@ -108,6 +108,9 @@ impl Default for Limits {
 }
 
 impl Config {
+    /// Shortest `worker_grace`: two heartbeats. With less a worker that is well would be given up between two of them.
+    pub const WORKER_GRACE_MIN: Duration = Duration::from_secs(4);
+
     /// Defaults around a data directory.
     pub fn new(data_dir: PathBuf) -> Self {
         Self {

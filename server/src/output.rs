@@ -14,6 +14,7 @@ mod record;
 mod segment;
 mod segments;
 mod thread;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -35,6 +36,9 @@ use crate::metrics::Counter;
 /// will have other numbers.
 pub const LOCAL_SEGMENTS: u32 = 0;
 
+/// Where the segments are, in the data directory.
+pub const DIR: &str = "output";
+
 /// The smallest limit of an attempt's output: with less, head and tail would be made of crumbs.
 pub const LIMIT_BYTES_MIN: u64 = 4_096;
 
@@ -43,6 +47,8 @@ pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// Most readers waiting for something new at a time.
 pub const WAITING_READERS_MAX: usize = 16_384;
+
+pub(crate) use verify::verify;
 
 /// One output socket's number.
 pub type PipeId = u64;
@@ -70,7 +76,7 @@ impl Options {
     /// As configured; the times are those of semantics 30.
     pub fn new(config: &Config) -> Self {
         Self {
-            dir: config.data_dir.join("output"),
+            dir: config.data_dir.join(DIR),
             output_bytes_max: config.limits.output_bytes_max,
             segment_bytes: 64 << 20,
             keep: Duration::from_secs(7 * 24 * 3_600),

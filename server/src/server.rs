@@ -4,9 +4,9 @@
 //! workers can report and be adopted while one scan reads the untouched jobs, then assignments, then HTTP. *Ready* is when
 //! all of that is done; the grace of absent workers counts from there.
 //!
-//! The order of a stop: not ready; no new assignments and unstarted work recalled; HTTP finishes what it has; what is
-//! in flight is committed and acknowledged; then the threads end, the store last. Running jobs stay with their
-//! workers.
+//! The order of a stop: not ready, and submissions refused, while HTTP still answers and says so; no new assignments and
+//! unstarted work recalled; HTTP finishes what it has; what is in flight is committed and acknowledged; then the threads
+//! end, the store last. Running jobs stay with their workers. All of it within the drain timeout.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -78,6 +78,7 @@ enum Control {
 /// The threads and how to reach them.
 #[derive(Debug)]
 struct Threads {
+    clock: Clock,
     health: Arc<Health>,
     dispatch: dispatch::Handle,
     writer: store::writer::Handle,
@@ -189,9 +190,11 @@ impl Threads {
         self.net.post(Post::StopAccepting);
         let (settled, is_settled) = oneshot::channel();
         self.dispatch.tell(Message::Stopping { settled });
-        self.http.stop(within);
-        self.http.join();
+        let begun = self.clock.now();
         wait_for(is_settled, within.min(SETTLE));
+        let gone = Duration::from_micros(self.clock.now().since(begun).micros());
+        self.http.stop(within.saturating_sub(gone));
+        self.http.join();
         // What dispatch has sent to the writer by now is committed before the writer's own stop.
         self.dispatch.tell(Message::Stop);
         join("dispatch", self.joins.dispatch);
@@ -269,8 +272,15 @@ fn start_threads(
         },
         output: output.clone(),
     };
-    let (net_thread, live) = recover(&mut store, &dispatch, worker_port, needs)?;
+    let (mut port, mut opened) = (Some((worker_port, needs)), None);
+    let live = recover(&mut store, &dispatch, &mut || {
+        opened = port.take().map(|(port, needs)| port.spawn(needs));
+    })?;
+    let net_thread = opened
+        .expect("recovery opens the port")
+        .map_err(StartError::Thread)?;
 
+    let counters = Arc::default();
     let writer_parts = store::writer::Parts {
         store: Box::new(store),
         inbox: writer_inbox,
@@ -285,7 +295,7 @@ fn start_threads(
             std::process::abort();
         }),
         health: Arc::clone(&health),
-        counters: Arc::default(),
+        counters: Arc::clone(&counters),
         clock,
         live,
         durability: config.durability,
@@ -299,6 +309,7 @@ fn start_threads(
         dispatch: dispatch.clone(),
         output: output.clone(),
         auth,
+        counters,
         health: Arc::clone(&health),
         clock,
         config: Arc::new(config),
@@ -315,6 +326,7 @@ fn start_threads(
         writer: writer_thread,
     };
     Ok(Threads {
+        clock,
         health,
         dispatch,
         writer,
@@ -327,15 +339,14 @@ fn start_threads(
     })
 }
 
-/// Tells dispatch what the store remembers. The worker port opens once the history is told.
-fn recover(
-    store: &mut SqliteStore,
+/// Tells dispatch what the store remembers, and lets workers in once the history is told; the scan of the untouched jobs
+/// goes on behind them. Answers with the number of unfinished jobs.
+pub fn recover(
+    store: &mut dyn Store,
     dispatch: &dispatch::Handle,
-    port: net::Net,
-    needs: net::Needs,
-) -> Result<(JoinHandle<()>, u64), StartError> {
-    let mut wire = Some((port, needs));
-    let mut opened = None;
+    open_port: &mut dyn FnMut(),
+) -> Result<u64, StoreError> {
+    let mut is_open = false;
     let mut live = 0;
     let mut batch = Vec::with_capacity(RESTORE_BATCH);
     store.load(&mut |part| {
@@ -345,23 +356,21 @@ fn recover(
             Restore::Run(run) => u64::from(run.count),
             Restore::Worker { .. } | Restore::Workers { .. } => 0,
         };
-        if batch.len() >= RESTORE_BATCH || (is_scan && wire.is_some()) {
+        if batch.len() >= RESTORE_BATCH || (is_scan && !is_open) {
             dispatch.tell(Message::Restored(std::mem::take(&mut batch)));
         }
-        if is_scan && let Some((port, needs)) = wire.take() {
-            opened = Some(port.spawn(needs));
+        if is_scan && !is_open {
+            is_open = true;
+            open_port();
         }
         batch.push(part);
     })?;
     dispatch.tell(Message::Restored(batch));
-    if let Some((port, needs)) = wire.take() {
-        opened = Some(port.spawn(needs));
+    if !is_open {
+        open_port();
     }
-    let net_thread = opened
-        .expect("opened by the scan or right above")
-        .map_err(StartError::Thread)?;
     dispatch.tell(Message::Ready);
-    Ok((net_thread, live))
+    Ok(live)
 }
 
 fn notify(
@@ -425,7 +434,8 @@ fn reader(
     Ok((store::reader::Handle::new(queries), thread))
 }
 
-fn engine_config(config: &Config, opening: &Opening) -> hostler_engine::Config {
+/// What the engine is told at this start.
+pub fn engine_config(config: &Config, opening: &Opening) -> hostler_engine::Config {
     hostler_engine::Config {
         epoch: opening.epoch,
         cluster: opening.cluster,

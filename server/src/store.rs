@@ -6,6 +6,7 @@ pub mod memory;
 pub mod reader;
 pub mod seam;
 pub mod sqlite;
+pub mod verify;
 pub mod writer;
 
 mod class;

@@ -6,24 +6,27 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hostler_engine::event::{Restore, RestoredAttempt, RestoredJob};
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started, WorkerFact};
 use hostler_engine::spec::{Class, ClassId, ClassSpec, Kind, Retry, Run};
 use hostler_engine::{Fact, Time, WallTime, When};
-use hostler_server::clock::{Clock, Stamp};
+use hostler_server::clock::{Clock, Readings, Stamp};
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
 use hostler_server::store::reader;
 use hostler_server::store::seam::{
-    Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob, Read, Record,
-    Store, StoreError, StoreErrorKind, Submission, Totals,
+    AttemptRecord, Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob,
+    Read, Record, Store, StoreError, StoreErrorKind, Submission, Totals,
 };
 use hostler_server::store::sqlite::{FILE, SqliteStore};
-use hostler_server::store::writer::{self, Accepted, Counters, JobLanes, Notice, SubmitError};
+use hostler_server::store::writer::{
+    self, Accepted, Counters, JobLanes, Notice, Rest, SubmitError, Writer,
+};
 use hostler_wire::{
     Attempt, Detail, Epoch, Fence, JobId, JobState, Priority, Reason, Usage, WorkerId,
 };
@@ -96,6 +99,7 @@ on_every_store! {
     what_was_accepted_reads_back_as_it_was
     ends_are_visible_after_their_commit
     attempts_come_back_with_their_words
+    a_list_knows_the_attempts_that_did_not_end_their_jobs
     epochs_grow_and_ids_are_never_given_out_again
     a_deposed_store_changes_nothing
     a_key_is_remembered_with_its_jobs
@@ -313,6 +317,7 @@ fn class(number: u32, queue: &str) -> Class {
             max_losses: 3,
             timeout: None,
             grace: None,
+            stall: None,
             stop_on_partition: false,
         },
     }
@@ -500,6 +505,7 @@ fn attempts_come_back_with_their_words(ground: &dyn Ground) {
         result: vec![1],
         stderr_tail: vec![0xff, 0],
         usage: Some(Usage {
+            wall_ms: 6,
             user_ms: 1,
             system_ms: 2,
             peak_rss_bytes: 3,
@@ -546,6 +552,45 @@ fn attempts_come_back_with_their_words(ground: &dyn Ground) {
     assert_eq!(attempts[0].worker.as_deref(), Some("w-1"));
 }
 
+fn a_list_knows_the_attempts_that_did_not_end_their_jobs(ground: &dyn Ground) {
+    let mut t = Trial::new(ground);
+    let first = t.submit(3);
+    let again = |job| {
+        Fact::Again(Again {
+            fence: t.fence(job, 1),
+            worker: WorkerId::new(1),
+            reason: Reason::ExitCode,
+            charge: Charge::Failure,
+            started: Some(t.now),
+            at: t.now,
+            due: Some(When::Engine(t.now)),
+            detail: None,
+        })
+    };
+    let facts = [
+        t.worker(1),
+        t.assigned(1, &[(first, 1), (first + 1, 1), (first + 2, 1)]),
+        again(first),
+        t.assigned(1, &[(first, 2)]),
+        t.ended(first, 2, JobState::Succeeded, Reason::None),
+        // Cancelled while it waited for its second try.
+        again(first + 1),
+        t.ended(first + 1, 0, JobState::Cancelled, Reason::CancelledByUser),
+        t.ended(first + 2, 1, JobState::Succeeded, Reason::None),
+    ];
+    t.commit(&[], &facts).unwrap();
+    let page = t.read().list(&list(|q| q.limit = 10)).unwrap();
+    let former: Vec<usize> = (page.records.iter())
+        .map(|record| record.attempts.len())
+        .collect();
+    assert_eq!(former, [1, 1, 0]);
+    for record in &page.records {
+        let told = t.record(record.id.raw()).attempts;
+        let numbers = |all: &[AttemptRecord]| all.iter().map(|it| it.number).collect::<Vec<_>>();
+        assert_eq!(numbers(&record.attempts), numbers(&told));
+    }
+}
+
 fn epochs_grow_and_ids_are_never_given_out_again(ground: &dyn Ground) {
     let mut t = Trial::new(ground);
     let opening = t.store.opening().clone();
@@ -588,7 +633,7 @@ fn a_key_is_remembered_with_its_jobs(ground: &dyn Ground) {
         body_hash: [9; 32],
         first: batch.first,
         count: 2,
-        at: t.stamp().wall,
+        at: t.stamp().engine,
     };
     batch.key = Some(record.clone());
     t.commit(&[batch], &[]).unwrap();
@@ -1116,7 +1161,10 @@ proptest! {
 
     #[test]
     fn recovery_from_sqlite_agrees_with_a_model(steps in steps()) {
-        live_through(&Directory::new(), &steps);
+        let ground = Directory::new();
+        live_through(&ground, &steps);
+        let report = hostler_server::verify(&ground.path()).unwrap();
+        assert!(report.is_sound(), "{:#?}", report.findings);
     }
 
     #[test]
@@ -1330,6 +1378,96 @@ fn a_full_disk_refuses_submitters_and_keeps_the_facts() {
     assert_eq!(desk.health.trouble(), None);
     assert_eq!(desk.counters.refused.value(), 2);
     assert_eq!(desk.counters.cancelled.value(), 1);
+}
+
+#[test]
+fn a_store_that_refused_is_tried_again_though_nothing_waits_to_be_committed() {
+    let desk = Desk::new();
+    desk.accept(1);
+    desk.disk.fault(Fault::Refuse(StoreErrorKind::Full));
+    let refused = desk.submit(submission(1)).blocking_recv().unwrap();
+    assert!(matches!(refused, Err(SubmitError::Refused(_))));
+    desk.disk.hold();
+    desk.disk.wait_for_held();
+    assert!(desk.health.trouble().is_some());
+    desk.disk.release();
+    // The next one waits behind the try, so it finds the store well again.
+    desk.accept(1);
+    assert_eq!(desk.health.trouble(), None);
+    assert_eq!(desk.counters.refused.value(), 1);
+}
+
+/// A writer in given time, and the way to hand it something.
+fn in_given_time(disk: &Disk, readings: &'static Readings) -> (Writer, writer::Handle) {
+    let (sender, inbox) = mailbox(&Wake::parking());
+    let handle = writer::Handle::new(sender, 1 << 20);
+    let store = MemoryStore::open(disk);
+    let writer = Writer::new(writer::Parts {
+        clock: Clock::resume_given(readings, store.opening().stamp),
+        store: Box::new(store),
+        inbox,
+        handle: handle.clone(),
+        lanes: JobLanes::default(),
+        resident_bytes: Arc::default(),
+        notify: Box::new(|_| ()),
+        fatal: Box::new(|_| ()),
+        health: Arc::default(),
+        counters: Arc::default(),
+        live: 0,
+        durability: Durability::Fsync,
+        limits: Limits::default(),
+    });
+    (writer, handle)
+}
+
+/// Turns of the writer until it would sleep.
+fn work_off(writer: &mut Writer) -> Rest {
+    loop {
+        if writer.gather() {
+            writer.commit();
+        }
+        let rest = writer.rest();
+        if rest != Rest::GoOn {
+            return rest;
+        }
+    }
+}
+
+#[test]
+fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
+    static READINGS: Readings = Readings::new();
+    let at = |s: u64| READINGS.set(1, s * 1_000_000, WallTime::from_millis(1_000));
+    at(1);
+    let disk = Disk::new(7);
+    let (mut writer, handle) = in_given_time(&disk, &READINGS);
+    let _answer = handle.submit(submission(1)).unwrap();
+    work_off(&mut writer);
+    at(20);
+    disk.fault(Fault::Refuse(StoreErrorKind::Full));
+    let _answer = handle.submit(submission(1)).unwrap();
+    assert_eq!(
+        work_off(&mut writer),
+        Rest::Sleep(Duration::from_millis(100))
+    );
+}
+
+#[test]
+fn a_wall_clock_two_days_ahead_makes_no_key_forgotten() {
+    static READINGS: Readings = Readings::new();
+    READINGS.set(1, 0, WallTime::from_millis(1_000));
+    let (mut writer, handle) = in_given_time(&Disk::new(7), &READINGS);
+    let mut accept = |key| {
+        let mut answer = handle.submit(keyed(1, key, 1)).unwrap();
+        work_off(&mut writer);
+        answer.try_recv().unwrap().unwrap()
+    };
+    let first = accept("k");
+    READINGS.set(1, 1_000_000, WallTime::from_millis(2 * 86_400_000));
+    let again = accept("k");
+    assert_eq!((again.first, again.replayed), (first.first, true));
+    // A day later by the clock that counts, it is.
+    READINGS.set(1, 86_401_000_000, WallTime::from_millis(1_000));
+    assert!(!accept("k").replayed);
 }
 
 #[test]

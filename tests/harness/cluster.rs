@@ -20,6 +20,7 @@ use crate::scratch::{Scratch, free_port};
 pub struct Cluster {
     server: Option<Process>,
     flags: Vec<String>,
+    env: Vec<(String, String)>,
     http: SocketAddr,
     workers: SocketAddr,
     data: PathBuf,
@@ -46,10 +47,16 @@ impl Cluster {
     /// A server with these flags besides addresses and data directory, ready.
     #[track_caller]
     pub fn with(flags: &[&str]) -> Self {
-        let scratch = Scratch::new();
+        Self::in_environment(Scratch::new(), flags, Vec::new())
+    }
+
+    /// The same in this directory, its server with these variables beside the usual ones.
+    #[track_caller]
+    pub fn in_environment(scratch: Scratch, flags: &[&str], env: Vec<(String, String)>) -> Self {
         let mut cluster = Self {
             server: None,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            env,
             http: SocketAddr::from(([127, 0, 0, 1], free_port())),
             workers: SocketAddr::from(([127, 0, 0, 1], free_port())),
             data: scratch.join("data"),
@@ -92,7 +99,10 @@ impl Cluster {
             &data,
         ];
         args.extend(self.flags.iter().map(String::as_str));
-        Process::hostler(&self.scratch, &args, &[])
+        let env: Vec<(&str, &str)> = (self.env.iter())
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        Process::hostler(&self.scratch, &args, &env)
     }
 
     /// kill -9 of the server alone.
@@ -105,6 +115,14 @@ impl Cluster {
     #[track_caller]
     pub fn restart_server(&mut self) {
         self.kill_server();
+        self.start_server();
+    }
+
+    /// A new start of a server that has ended by itself.
+    #[track_caller]
+    pub fn start_anew(&mut self) {
+        let mut ended = self.server.take().expect("there was a server");
+        assert!(!ended.runs(), "the server still runs");
         self.start_server();
     }
 

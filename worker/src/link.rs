@@ -85,6 +85,20 @@ impl From<io::Error> for LineError {
 }
 
 impl LineError {
+    /// Whether the two sides cannot understand each other, however well they may know each other.
+    pub(crate) fn is_of_version(&self) -> bool {
+        match self {
+            Self::Handshake(error) => error.code == RefuseCode::Version,
+            Self::Refused(refused) => refused.code == RefuseCode::Version,
+            Self::Io(_)
+            | Self::Closed
+            | Self::Decode(_)
+            | Self::NotLeader(_)
+            | Self::Late
+            | Self::Unexpected => false,
+        }
+    }
+
     /// Whether trying again is pointless for a worker that never got in: a person has to change something.
     pub(crate) fn is_final(&self) -> bool {
         match self {
@@ -395,9 +409,14 @@ impl Link {
         }
     }
 
+    /// A session has begun: what comes next is not another try of the same. (A welcome alone may yet be followed by a
+    /// refusal, again and again.)
+    pub(crate) fn resumed(&mut self) {
+        self.back_off.reset();
+    }
+
     /// The server has welcomed us.
     pub(crate) fn welcomed(&mut self) {
-        self.back_off.reset();
         self.named.clear();
         self.candidates.clear();
         // The one that works is the first to be tried when the connection breaks.
@@ -456,5 +475,25 @@ mod tests {
         }
         back_off.reset();
         assert!(back_off.next() <= PAUSE_MIN);
+    }
+
+    #[test]
+    fn a_welcome_that_is_followed_by_a_refusal_does_not_shorten_the_pause() {
+        let poll = mio::Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let mut link = Link::new(vec!["127.0.0.1:1".to_owned()], waker);
+        let refused = LineError::Refused(Refused {
+            code: RefuseCode::NameInUse,
+            message: "another worker of this name is connected".to_owned(),
+        });
+        let now = Time::default();
+        for _ in 0..8 {
+            link.welcomed();
+            link.lost(now, &refused);
+        }
+        assert!(link.retry_at >= now + Span::from_ms(2_500));
+        link.resumed();
+        link.lost(now, &refused);
+        assert!(link.retry_at <= now + PAUSE_MIN);
     }
 }

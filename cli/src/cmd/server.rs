@@ -136,6 +136,13 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
         &file.worker_grace,
         config.worker_grace,
     )?;
+    if config.worker_grace < Config::WORKER_GRACE_MIN {
+        return Err(Failure::usage(format!(
+            "a worker grace of {:?} is too short: workers beat every 2 s and need {:?} at least",
+            config.worker_grace,
+            Config::WORKER_GRACE_MIN
+        )));
+    }
     config.probe_timeout = pick(
         "probe_timeout",
         args.probe_timeout,
@@ -263,6 +270,13 @@ mod tests {
         assert_eq!(config.worker_grace, Duration::from_secs(7));
         assert_eq!(config.probe_timeout, Duration::from_secs(1));
         assert!(!config.allow_commands && config.allow_handlers);
+    }
+
+    #[test]
+    fn a_grace_that_would_give_up_workers_between_two_beats_is_refused() {
+        let config = |grace| config(&args(&["--worker-grace", grace]), &ServerFile::default());
+        assert_eq!(config("3900ms").unwrap_err().exit(), Exit::Usage);
+        assert!(config("4s").is_ok());
     }
 
     #[test]

@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Stamp};
 use crate::dispatch::bodies::Bodies;
-use crate::dispatch::probes::Probes;
+use crate::dispatch::probes::{Asker, Lives, Probes};
 use crate::dispatch::translate::{self, Heard, Numbers, Outgoing, Starts};
-use crate::dispatch::{Ask, JobStatus, LiveStatus, Message, WorkerStatus};
+use crate::dispatch::{Ask, Glance, JobStatus, LiveStatus, Message, WorkerStatus};
 use crate::mailbox::{Receiver, Wake};
 use crate::net::{self, Arrival, Post};
 use crate::store::reader;
@@ -68,14 +68,22 @@ pub fn spawn(parts: Parts, engine: Engine) -> std::io::Result<JoinHandle<()>> {
         .name("dispatch".into())
         .spawn(move || {
             let _abort = crate::mailbox::AbortOnPanic;
-            Dispatch::new(parts, engine).run();
+            let mut dispatch = Dispatch::new(parts, engine);
+            while !dispatch.is_stopped() {
+                dispatch.turn();
+                dispatch.sleep();
+            }
         })
 }
 
-struct Dispatch {
+/// The thread's work, turn by turn: the thread sleeps between two turns, the simulator lets time pass.
+#[derive(Debug)]
+pub struct Dispatch {
     parts: Parts,
     engine: Engine,
     effects: Effects,
+    /// Empty between two turns; kept for its room.
+    messages: Vec<Message>,
     out: Outgoing,
     /// Number of the last fact handed to the writer, and of the last known to be durable.
     facts_sent: u64,
@@ -102,10 +110,12 @@ struct Dispatch {
 type Waiter = oneshot::Sender<Option<(JobState, Reason)>>;
 
 impl Dispatch {
-    fn new(parts: Parts, engine: Engine) -> Self {
-        Self {
+    /// The engine's shell; the engine knows nothing yet.
+    pub fn new(parts: Parts, engine: Engine) -> Self {
+        let mut dispatch = Self {
             engine,
             effects: Effects::new(),
+            messages: Vec::new(),
             out: Outgoing::default(),
             facts_sent: 0,
             facts_committed: 0,
@@ -123,42 +133,50 @@ impl Dispatch {
             settled: None,
             stopped: false,
             parts,
-        }
+        };
+        let now = dispatch.parts.clock.now();
+        dispatch.look_at_wall(now);
+        dispatch
     }
 
-    fn run(&mut self) {
-        let now = self.parts.clock.now();
-        self.look_at_wall(now);
-        let mut messages = Vec::new();
+    /// One turn, in the order `engine::lanes` says.
+    pub fn turn(&mut self) {
         let mut asks = Vec::new();
-        while !self.stopped {
-            self.parts.asks.drain(&mut asks, TURN_MESSAGES_MAX);
-            let mut turn = Turn::new(std::mem::take(&mut asks));
-            self.parts.messages.drain(&mut messages, TURN_MESSAGES_MAX);
-            let now = self.parts.clock.now();
-            if self.wall_looked + WALL_LOOK <= now {
-                self.look_at_wall(now);
-            }
-            for message in messages.drain(..) {
-                self.on_message(now, message);
-            }
-            while let Some(step) = turn.next(&self.parts.lanes) {
-                match step {
-                    Step::Entry(arrival) => self.arrive(now, arrival),
-                    Step::Ask(ask) => self.on_ask(now, ask),
-                }
-            }
-            if self.engine.next_deadline().is_some_and(|due| due <= now) {
-                self.engine.handle(now, Event::Tick, &mut self.effects);
-            }
-            self.probes.expire(now);
-            self.engine.dispatch(now, &mut self.effects);
-            self.route(now);
-            self.settle();
-            if !self.stopped {
-                self.sleep(now);
+        self.parts.asks.drain(&mut asks, TURN_MESSAGES_MAX);
+        let mut turn = Turn::new(asks);
+        let mut messages = std::mem::take(&mut self.messages);
+        self.parts.messages.drain(&mut messages, TURN_MESSAGES_MAX);
+        let now = self.parts.clock.now();
+        if self.wall_looked + WALL_LOOK <= now {
+            self.look_at_wall(now);
+        }
+        for message in messages.drain(..) {
+            self.on_message(now, message);
+        }
+        self.messages = messages;
+        while let Some(step) = turn.next(&self.parts.lanes) {
+            match step {
+                Step::Entry(arrival) => self.arrive(now, arrival),
+                Step::Ask(ask) => self.on_ask(now, ask),
             }
         }
+        if self.engine.next_deadline().is_some_and(|due| due <= now) {
+            self.engine.handle(now, Event::Tick, &mut self.effects);
+        }
+        self.probes.expire(now);
+        self.engine.dispatch(now, &mut self.effects);
+        self.route(now);
+        self.settle();
+    }
+
+    /// It was told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// The engine, to look at.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     fn arrive(&mut self, now: Time, arrival: writer::Arrival) {
@@ -170,7 +188,26 @@ impl Dispatch {
             .handle(now, Event::Submitted(run), &mut self.effects);
     }
 
-    fn sleep(&self, now: Time) {
+    fn sleep(&self) {
+        if self.stopped {
+            return;
+        }
+        let deadline = self.next_turn();
+        let timeout = Duration::from_micros(deadline.since(self.parts.clock.now()).micros());
+        self.parts
+            .wake
+            .sleep(Some(timeout), || !self.has_something());
+    }
+
+    /// Whether something has come since the last turn.
+    pub fn has_something(&self) -> bool {
+        !(self.parts.messages.is_empty()
+            && self.parts.asks.is_empty()
+            && self.parts.lanes.is_empty())
+    }
+
+    /// When a turn is due if nothing comes.
+    pub fn next_turn(&self) -> Time {
         let starts = self.starts_since.map(|since| since + STARTS_WAIT);
         let deadline = [
             self.engine.next_deadline(),
@@ -179,16 +216,10 @@ impl Dispatch {
         ]
         .into_iter()
         .flatten()
-        .min()
-        .unwrap_or(now + WALL_LOOK)
+        .min();
         // The wall clock is looked at once a second anyway.
-        .min(now + WALL_LOOK);
-        let timeout = Duration::from_micros(deadline.since(now).micros());
-        self.parts.wake.sleep(Some(timeout), || {
-            self.parts.messages.is_empty()
-                && self.parts.asks.is_empty()
-                && self.parts.lanes.is_empty()
-        });
+        let look = self.wall_looked + WALL_LOOK;
+        deadline.map_or(look, |deadline| deadline.min(look))
     }
 
     fn look_at_wall(&mut self, now: Time) {
@@ -239,7 +270,12 @@ impl Dispatch {
                 for frame in frames {
                     match translate::hear(&self.starts, &mut self.numbers, session, frame) {
                         Heard::Event(event) => self.engine.handle(now, event, &mut self.effects),
-                        Heard::Probed(reply) => self.probes.reply(now, reply),
+                        Heard::Probed(reply) => {
+                            for (fence, quiet) in self.probes.reply(now, reply) {
+                                let looked = Event::Looked { fence, quiet };
+                                self.engine.handle(now, looked, &mut self.effects);
+                            }
+                        }
                         Heard::Misplaced => {
                             tracing::warn!(session = session.raw(), "a frame out of place");
                         }
@@ -317,7 +353,15 @@ impl Dispatch {
                     .map(|worker| worker_status(&worker, now));
                 answer(reply, all.collect());
             }
-            Ask::Counts { reply } => answer(reply, self.engine.counts()),
+            Ask::Lives { jobs, reply } => self.on_lives(now, &jobs, reply),
+            Ask::Glance { reply } => {
+                let glance = Glance {
+                    counts: self.engine.counts(),
+                    queues: self.engine.queues(),
+                    probes: self.probes.sent_count(),
+                };
+                answer(reply, glance);
+            }
         }
     }
 
@@ -336,17 +380,25 @@ impl Dispatch {
             return answer(reply, Some(record));
         };
         let Some(session) = worker.session else {
-            record.live = Some(LiveStatus::Unseen {
-                why: "disconnected",
-                waited_ms: 0,
-                last_heard_ms: now.since(worker.heard).millis(),
-            });
+            record.live = Some(disconnected(now.since(worker.heard)));
             return answer(reply, Some(record));
         };
-        let heard = worker.heard;
-        if let Some(ask) = self.probes.add(now, fence, heard, (record, reply)) {
-            self.out.probe(session, ask, fence);
+        let asker = Asker::Job(record, reply);
+        self.probes.ask(now, session, fence, worker.heard, asker);
+    }
+
+    fn on_lives(&mut self, now: Time, jobs: &[JobId], reply: oneshot::Sender<Lives>) {
+        let (mut members, mut known) = (Vec::new(), Lives::new());
+        for view in jobs.iter().filter_map(|&job| self.engine.job(job)) {
+            let (Some(fence), Some(worker)) = (view.fence, &view.worker) else {
+                continue;
+            };
+            match worker.session {
+                Some(session) => members.push((session, fence, worker.heard)),
+                None => known.push((view.id, disconnected(now.since(worker.heard)))),
+            }
         }
+        self.probes.ask_list(now, &members, known, reply);
     }
 
     fn list(
@@ -408,6 +460,11 @@ impl Dispatch {
                     fence,
                     force,
                 } => self.out.cancel(session, fence, force),
+                Effect::Look { session, fence } => {
+                    let heard = self.engine.job(fence.job).and_then(|job| job.worker);
+                    let heard = heard.map_or(now, |worker| worker.heard);
+                    self.probes.ask(now, session, fence, heard, Asker::Engine);
+                }
                 Effect::Stop { session, fences } => self.out.stop(session, &fences),
                 Effect::Ack { session, through } => self.out.ack(session, through),
                 Effect::Answer { ask, answer: what } => {
@@ -424,6 +481,9 @@ impl Dispatch {
             }
         }
         self.route_facts(now);
+        for (session, ask, fences) in self.probes.take_unsent(now) {
+            self.out.probe(session, ask, fences);
+        }
         let frames = self.out.frames.drain();
         let closing = self.out.closing.drain(..);
         self.parts.net.post_all(
@@ -494,6 +554,14 @@ fn status(job: &JobView<'_>, stamp: &Stamp) -> JobStatus {
             .is_some_and(|worker| worker.session.is_some()),
         started: job.started.map(|at| stamp.wall_of(at)),
         live: None,
+    }
+}
+
+fn disconnected(silent: Span) -> LiveStatus {
+    LiveStatus::Unseen {
+        why: "disconnected",
+        waited_ms: 0,
+        last_heard_ms: silent.millis(),
     }
 }
 

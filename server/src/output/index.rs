@@ -223,6 +223,16 @@ impl Sealed {
         (0..self.entries).map(entry).collect()
     }
 
+    /// Everything it has, entry by entry; an error is of that entry alone.
+    pub(super) fn each(&self, mut entry: impl FnMut(io::Result<Entry>)) -> io::Result<()> {
+        let file = File::open(&self.path)?;
+        for place in 0..self.entries {
+            let bytes = self.entry_bytes(&file, place);
+            entry(bytes.and_then(|bytes| self.read_entry(&file, &bytes)));
+        }
+        Ok(())
+    }
+
     fn entry_bytes(&self, file: &File, place: u32) -> io::Result<[u8; ENTRY_BYTES]> {
         let mut bytes = [0; ENTRY_BYTES];
         let at = self.entries_at + u64::from(place) * ENTRY_BYTES as u64;

@@ -79,10 +79,16 @@ impl Segment {
 
     /// Opens one that is there; none if it has no valid header.
     pub(super) fn open(dir: &Path, number: u32) -> io::Result<Option<Self>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path_of(dir, number))?;
+        Self::open_with(OpenOptions::new().read(true).write(true), dir, number)
+    }
+
+    /// The same for somebody who only reads.
+    pub(super) fn look(dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        Self::open_with(OpenOptions::new().read(true), dir, number)
+    }
+
+    fn open_with(options: &OpenOptions, dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        let file = options.open(path_of(dir, number))?;
         let bytes = file.metadata()?.len();
         if bytes < u64::from(SEGMENT_HEADER_BYTES) || bytes > SEGMENT_BYTES_MAX {
             return Ok(None);

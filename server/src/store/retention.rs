@@ -37,6 +37,8 @@ impl SqliteStore {
         }
         let more = self.within("drop old rows from", |store| {
             let before = |span: Span| int(stamp.wall.millis().saturating_sub(span.millis()));
+            // A key's age is a duration: the wall clock has no say.
+            let keys_before = int(stamp.engine.back(KEYS).micros() / 1_000);
             let engine_before = int(stamp.engine.back(JOBS).micros());
             let (mark_id, mark_seq) = (store.mark.id(), store.mark.seq());
             let mut dropped = drop_jobs(store, mark_id, before(JOBS))?;
@@ -51,7 +53,7 @@ impl SqliteStore {
             dropped |= store
                 .db
                 .prepare_cached(sql::DROP_KEYS)?
-                .execute((before(KEYS), STEP))?
+                .execute((keys_before, STEP))?
                 > 0;
             dropped |= store
                 .db

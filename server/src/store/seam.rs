@@ -162,8 +162,8 @@ pub struct KeyRecord {
     pub first: JobId,
     /// How many.
     pub count: u32,
-    /// When.
-    pub at: WallTime,
+    /// When, by the engine's clock: a corrected wall clock makes no key old.
+    pub at: Time,
 }
 
 /// The read side. One per reading thread.
@@ -279,7 +279,7 @@ pub struct ListQuery {
 /// A page.
 #[derive(Clone, Debug)]
 pub struct ListPage {
-    /// The records, in the order asked.
+    /// The records, in the order asked, without bodies. Those that have ended know their former attempts.
     pub records: Vec<Record>,
     /// Where the next page begins: its `after`; none if this was the last.
     pub next: Option<JobId>,

@@ -144,7 +144,18 @@ pub fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
 
 /// The thread's work, until `Stop`.
 pub fn run(parts: Parts) {
-    Writer::new(parts).run();
+    let mut writer = Writer::new(parts);
+    loop {
+        if writer.gather() {
+            writer.commit();
+        }
+        match writer.rest() {
+            Rest::GoOn => {}
+            Rest::Sleep(timeout) => writer.inbox.park(Some(timeout)),
+            Rest::Close => return writer.close(),
+            Rest::Die => return,
+        }
+    }
 }
 
 /// The language of the writer's mailbox.
@@ -319,7 +330,32 @@ enum Flow {
     Dead,
 }
 
-struct Writer {
+/// What one turn has gathered, on its way to the disk.
+#[derive(Debug)]
+struct Open {
+    stamp: Stamp,
+    turn: Turn,
+    totals: Option<Totals>,
+    ids_through: JobId,
+    purges: Vec<JobId>,
+    sync: bool,
+}
+
+/// What the thread does between two turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// There is more to do.
+    GoOn,
+    /// Nothing to do before then, unless something comes.
+    Sleep(Duration),
+    /// It was told to stop, and nothing is left.
+    Close,
+    /// It ends without another word.
+    Die,
+}
+
+/// The writer, turn by turn: the thread lets one follow the other, the simulator lets time pass in between.
+pub struct Writer {
     store: Box<dyn Store>,
     inbox: Receiver<Write>,
     handle: Handle,
@@ -357,10 +393,20 @@ struct Writer {
     totals_told: Totals,
     /// Commits since the last step of housekeeping.
     untidy: u64,
+    open: Option<Open>,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("batch", &self.batch)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Writer {
-    fn new(parts: Parts) -> Self {
+    /// A writer that goes on where the store left off.
+    pub fn new(parts: Parts) -> Self {
         let opening = parts.store.opening();
         let classes: HashMap<_, _> = opening
             .classes
@@ -400,35 +446,46 @@ impl Writer {
             retry_at: None,
             retry_delay: RETRY_FIRST,
             untidy: 0,
+            open: None,
         }
     }
 
-    fn run(mut self) {
+    /// Whether something has come since the last turn.
+    pub fn has_something(&self) -> bool {
+        !self.inbox.is_empty()
+    }
+
+    /// Begins a turn: takes what came. True if there is something to commit.
+    pub fn gather(&mut self) -> bool {
         let mut messages = Vec::new();
-        loop {
-            let news = self.inbox.drain(&mut messages, TURN_MESSAGES) > 0;
-            messages.drain(..).for_each(|message| self.sort(message));
-            match self.flow {
-                Flow::Serving => self.turn(news),
-                Flow::Deposed => self.refuse_all(),
-                Flow::Dead => {}
-            }
-            if self.flow == Flow::Dead {
-                return;
-            }
-            if !self.waiting.is_empty() {
-                continue;
-            }
-            if self.stopping {
-                return self.close();
-            }
-            if self.untidy >= BUSY_COMMITS || self.inbox.is_empty() {
-                let more = self.tidy();
-                if self.flow != Flow::Dead && !more && self.inbox.is_empty() {
-                    self.inbox.park(Some(self.patience()));
-                }
+        let news = self.inbox.drain(&mut messages, TURN_MESSAGES) > 0;
+        messages.drain(..).for_each(|message| self.sort(message));
+        match self.flow {
+            Flow::Serving => self.open = self.prepare(news),
+            Flow::Deposed => self.refuse_all(),
+            Flow::Dead => {}
+        }
+        self.open.is_some()
+    }
+
+    /// What follows a turn. Housekeeping is done here.
+    pub fn rest(&mut self) -> Rest {
+        if self.flow == Flow::Dead {
+            return Rest::Die;
+        }
+        if !self.waiting.is_empty() {
+            return Rest::GoOn;
+        }
+        if self.stopping {
+            return Rest::Close;
+        }
+        if self.untidy >= BUSY_COMMITS || self.inbox.is_empty() {
+            let more = self.tidy();
+            if self.flow != Flow::Dead && !more && self.inbox.is_empty() {
+                return Rest::Sleep(self.patience());
             }
         }
+        Rest::GoOn
     }
 
     fn sort(&mut self, message: Write) {
@@ -449,25 +506,50 @@ impl Writer {
         }
     }
 
-    /// One commit, if there is something to commit.
-    fn turn(&mut self, news: bool) {
+    /// What the next commit is to hold, if there is something to commit.
+    fn prepare(&mut self, news: bool) -> Option<Open> {
         let stamp = self.clock.stamp();
         let mut turn = Turn::default();
         self.admit_waiting(&stamp, &mut turn);
         let totals = self.totals_due(stamp.engine);
+        // A store that refused is tried again even with nothing to commit: whoever looks at our health waits for it.
         let wanted = self.ids_wanted > 0
+            || self.retry_at.is_some()
             || !self.facts.is_empty()
             || !self.purges.is_empty()
             || totals.is_some();
         let again = news || !self.waiting.is_empty();
         let held_back = self.retry_at.is_some_and(|at| stamp.engine < at) && !again;
         if turn.batches.is_empty() && (!wanted || held_back) {
-            return;
+            return None;
         }
         let facts_sync = self.durability == Durability::Fsync && !self.facts.is_empty();
         let ids_through = self.ids.promise(self.ids_wanted);
         let purges: Vec<JobId> = self.purges.iter().map(|(job, _)| *job).collect();
         let sync = turn.sync || facts_sync || !purges.is_empty() || self.ids_wanted > 0;
+        Some(Open {
+            stamp,
+            turn,
+            totals,
+            ids_through,
+            purges,
+            sync,
+        })
+    }
+
+    /// Commits what was gathered, and lets the consequences follow.
+    pub fn commit(&mut self) {
+        let Some(Open {
+            stamp,
+            turn,
+            totals,
+            ids_through,
+            purges,
+            sync,
+        }) = self.open.take()
+        else {
+            return;
+        };
         let done = self.store.commit(&Commit {
             epoch: self.store.opening().epoch,
             batch: self.batch + 1,
@@ -576,7 +658,7 @@ impl Writer {
                     body_hash,
                     first,
                     count: count_u32,
-                    at: stamp.wall,
+                    at: stamp.engine,
                 };
                 turn.keys
                     .insert(place, (turn.pending.len(), record.clone()));
@@ -616,8 +698,8 @@ impl Writer {
             Ok(record) => record?,
             Err(error) => return Some(Err(SubmitError::Refused(error))),
         };
-        let kept_ms = u64::try_from(self.limits.key_retention.as_millis()).unwrap_or(u64::MAX);
-        if stamp.wall.millis().saturating_sub(record.at.millis()) >= kept_ms {
+        let kept_us = u64::try_from(self.limits.key_retention.as_micros()).unwrap_or(u64::MAX);
+        if stamp.engine.since(record.at) >= Span::from_micros(kept_us) {
             return None;
         }
         Some(if record.body_hash == *hash {
@@ -885,10 +967,11 @@ impl Writer {
     /// How long the thread may sleep.
     fn patience(&self) -> Duration {
         let now = self.clock.now();
-        let retry = self.retry_at.map(|at| at.since(now));
         let totals =
             (self.totals() != self.totals_told).then(|| (self.totals_at + TOTALS_EVERY).since(now));
-        let soonest = retry.into_iter().chain(totals).min();
+        // While the store refuses, counters that are due wait for the next try like all else.
+        let retry = self.retry_at.map(|at| at.since(now));
+        let soonest = retry.or(totals);
         soonest.map_or(IDLE_LOOK, |span| {
             Duration::from_micros(span.micros()).min(IDLE_LOOK)
         })
@@ -921,7 +1004,7 @@ impl Writer {
     }
 
     /// What is here has been tried; unused ids are taken back, and the store is left tidy.
-    fn close(mut self) {
+    pub fn close(mut self) {
         let tidy = if self.flow == Flow::Serving && self.batch > 0 {
             self.store.commit(&Commit {
                 epoch: self.store.opening().epoch,

@@ -1,0 +1,202 @@
+//! Everything that goes wrong, and what it takes to be put right.
+
+use crate::network::End;
+use crate::options::{MS, S};
+use crate::world::{Happening, World};
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    /// The server dies, at any moment, and starts again.
+    ServerCrash,
+    /// It dies while a commit is under way, which then is there, or not.
+    CrashInCommit,
+    /// The machine loses its power: what was not synced is gone.
+    PowerLoss,
+    /// All of the server stands still for a while.
+    ServerFreeze,
+    /// Commits are refused for a while.
+    DiskFull,
+    /// Commits take a hundred times as long for a while.
+    DiskSlow,
+    /// A commit's outcome is unknown.
+    CommitUnknown,
+    /// A worker dies and starts again; its children die or live on.
+    WorkerCrash,
+    /// A worker stands still for a while: a zombie if that is long.
+    WorkerFreeze,
+    /// A worker is told to stop; once in peace, or twice. It starts again.
+    WorkerDrain,
+    /// A worker finds no room for processes for a while.
+    NoRoom,
+    /// A connection breaks, in mid-frame.
+    Cut,
+    /// A connection breaks and one end is not told.
+    HalfOpen,
+    /// A worker's network holds everything back for a while.
+    Partition,
+    /// The wall clock is moved, by up to a day.
+    WallJump,
+    /// A second worker comes with a name that is in use.
+    NameInUse,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 16] = [
+        Self::ServerCrash,
+        Self::CrashInCommit,
+        Self::PowerLoss,
+        Self::ServerFreeze,
+        Self::DiskFull,
+        Self::DiskSlow,
+        Self::CommitUnknown,
+        Self::WorkerCrash,
+        Self::WorkerFreeze,
+        Self::WorkerDrain,
+        Self::NoRoom,
+        Self::Cut,
+        Self::HalfOpen,
+        Self::Partition,
+        Self::WallJump,
+        Self::NameInUse,
+    ];
+
+    /// Its place in tables.
+    pub(crate) fn at(self) -> usize {
+        self as usize
+    }
+}
+
+impl World {
+    /// Something goes wrong, and will again.
+    pub(crate) fn breaks(&mut self, fault: Fault) {
+        if self.peace {
+            return;
+        }
+        let every = self.options.faults[fault.at()];
+        let delay = self.rng.waits(every).max(1);
+        self.after(delay, Happening::Breaks(fault));
+        if self.injures(fault) {
+            self.tally.faults[fault.at()] += 1;
+            self.trace.say(self.now, || format!("fault: {fault:?}"));
+        }
+    }
+
+    /// False if there is nothing to injure.
+    fn injures(&mut self, fault: Fault) -> bool {
+        let at = usize::try_from(self.rng.below(self.options.workers as u64)).expect("few");
+        let a_while = self
+            .rng
+            .waits(self.rng.clone().pick(&[100 * MS, 2 * S, 10 * S, 40 * S]));
+        match fault {
+            Fault::ServerCrash => {
+                let (silent, was_there) = (self.rng.chance(200), self.server.is_some());
+                self.server_dies(silent, a_while);
+                was_there
+            }
+            Fault::PowerLoss => {
+                let was_there = self.server.is_some();
+                if was_there {
+                    self.power_goes(a_while);
+                }
+                was_there
+            }
+            Fault::CrashInCommit => {
+                self.crash_in_commit = true;
+                true
+            }
+            Fault::ServerFreeze => {
+                self.server_frozen_until = self.now + a_while;
+                self.after(a_while, Happening::ServerThaws);
+                self.server.is_some()
+            }
+            Fault::DiskFull | Fault::DiskSlow => {
+                if fault == Fault::DiskFull {
+                    self.disk_full = true;
+                } else {
+                    self.disk_slow = true;
+                }
+                self.after(a_while, Happening::DiskIsFine);
+                true
+            }
+            Fault::CommitUnknown => {
+                self.unknown_next = true;
+                true
+            }
+            Fault::WorkerCrash => {
+                let (silent, was_there) = (self.rng.chance(300), self.is_up(at));
+                self.machine_dies(at, silent, Some(a_while));
+                was_there
+            }
+            Fault::WorkerFreeze => {
+                let was_there = self.is_up(at);
+                self.machines[at].frozen = was_there;
+                self.machines[at].was_frozen |= was_there;
+                self.after(a_while, Happening::Thaws { at });
+                was_there
+            }
+            Fault::WorkerDrain => {
+                self.machines[at].drains += if self.rng.chance(300) { 2 } else { 1 };
+                self.wake_machine(at);
+                self.is_up(at)
+            }
+            Fault::NoRoom => {
+                self.machines[at].no_room = true;
+                self.after(a_while, Happening::HasRoom { at });
+                true
+            }
+            Fault::Cut | Fault::HalfOpen => self.cuts(at, fault == Fault::HalfOpen),
+            Fault::Partition => {
+                self.machines[at].partitioned = true;
+                self.network.hold(at, true);
+                self.after(a_while, Happening::Heals { at });
+                true
+            }
+            Fault::WallJump => {
+                let day = 86_400_000_i64;
+                let by = i64::try_from(self.rng.below(2 * day.unsigned_abs())).expect("two days");
+                // It never wanders further than that from where it began.
+                self.wall_offset_ms = by - day;
+                true
+            }
+            Fault::NameInUse => {
+                let extra = self.options.workers;
+                if self.is_up(extra) {
+                    self.machine_dies(extra, false, None);
+                } else {
+                    self.after(0, Happening::MachineStarts { at: extra });
+                }
+                true
+            }
+        }
+    }
+
+    fn is_up(&self, at: usize) -> bool {
+        self.machines[at].session.is_some()
+    }
+
+    /// A connection of that worker's breaks.
+    fn cuts(&mut self, at: usize, half_open: bool) -> bool {
+        let Some(conn) = self.machines[at].conn() else {
+            return false;
+        };
+        let unaware = self.rng.pick(&[End::Server, End::Worker]);
+        let mut told = [End::Server, End::Worker].map(|end| {
+            let at = self.now + self.rng.between(self.options.latency);
+            (end, Some(at))
+        });
+        if half_open {
+            for (end, at) in &mut told {
+                if *end == unaware {
+                    *at = None;
+                }
+            }
+        }
+        self.network.cut(conn, told, &mut self.rng);
+        let last = self.now + self.options.latency.1;
+        for end in [End::Server, End::Worker] {
+            self.at(last, Happening::Deliver { conn, end });
+        }
+        true
+    }
+}

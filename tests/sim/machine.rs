@@ -1,0 +1,566 @@
+//! A worker: the real session, a model of the loop round it, and model processes.
+//!
+//! A turn is what `worker.rs` does in one: read what came, take what ended, tick, flush, write, start what that
+//! allows. Children run by themselves: also while their worker stands still, and (some of them) after it has died.
+
+use std::collections::{BTreeMap, HashSet};
+
+use bytes::BytesMut;
+use hostler_engine::spec::Kind;
+use hostler_wire::decoder::Decoder;
+use hostler_wire::frame::{Challenge, Frame, Login, Role, Task, Work};
+use hostler_wire::handshake::ClientHandshake;
+use hostler_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX};
+use hostler_wire::token::Token;
+use hostler_wire::{Detail, Fence, Outcome};
+use hostler_worker::session::{self, Effect, Ending, Event, Session};
+use hostler_worker::{Span, Time};
+
+use crate::disk::SharedOracle;
+use crate::network::{ConnId, End, Network, Piece};
+use crate::options::{MS, S};
+use crate::rng::Rng;
+use crate::workload::{Behaviour, INLINE, THREAD, Workload, plan_of_work};
+
+/// From the connect to the welcome.
+const HANDSHAKE_TIME: u64 = 10 * S;
+const PAUSE_MIN: u64 = 100 * MS;
+const PAUSE_MAX: u64 = 5 * S;
+const START_ROUNDS: usize = 64;
+
+/// A connection, as the worker sees it.
+#[derive(Debug)]
+struct Line {
+    conn: ConnId,
+    stage: Stage,
+    decoder: Decoder,
+    out: BytesMut,
+    deadline: u64,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Greeting(Box<ClientHandshake>),
+    LoggingIn(Box<Challenge>),
+    Ready,
+    Moving,
+}
+
+/// A process, or a handler at work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Child {
+    pub(crate) serial: u64,
+    behaviour: Behaviour,
+    outcome: Outcome,
+    ends_at: Option<u64>,
+    pub(crate) told: bool,
+    is_handler: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) at: usize,
+    pub(crate) name: String,
+    pub(crate) slots: u32,
+    pub(crate) queues: Vec<String>,
+    pub(crate) commands: bool,
+    idle_exit: Option<Span>,
+    drain_timeout: Span,
+    pub(crate) instance: u64,
+    pub(crate) born: u64,
+    pub(crate) session: Option<Session>,
+    line: Option<Line>,
+    pub(crate) inbox: Vec<(ConnId, Piece)>,
+    retry_at: u64,
+    pause: u64,
+    pub(crate) children: BTreeMap<Fence, Child>,
+    /// Ended, and not noticed by the loop.
+    pub(crate) ended: Vec<(Fence, Ending)>,
+    pub(crate) drains: u32,
+    pub(crate) frozen: bool,
+    pub(crate) partitioned: bool,
+    pub(crate) no_room: bool,
+    pub(crate) turn_at: Option<u64>,
+    /// What each report of this instance was about, from number 1.
+    pub(crate) reports: Vec<Fence>,
+    /// It was stopped in mid-run at some time: what it did not do then is not its session's fault.
+    pub(crate) was_frozen: bool,
+    effects: session::Effects,
+    pub(crate) events: u64,
+}
+
+/// What a machine's turn works with.
+pub(crate) struct Around<'a> {
+    pub(crate) now: u64,
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) network: &'a mut Network,
+    pub(crate) oracle: &'a SharedOracle,
+    pub(crate) workload: &'a Workload,
+    pub(crate) token: &'a Token,
+    pub(crate) latency: (u64, u64),
+    /// Deliveries to be made: connection, end, when.
+    pub(crate) deliveries: &'a mut Vec<(ConnId, End, u64)>,
+    /// Children to end by themselves: serial, fence, when.
+    pub(crate) endings: &'a mut Vec<(u64, Fence, u64)>,
+    pub(crate) next_serial: &'a mut u64,
+    /// In peace nothing hangs for ever.
+    pub(crate) at_peace: bool,
+    pub(crate) check: bool,
+}
+
+impl Around<'_> {
+    fn oracle(&self) -> std::sync::MutexGuard<'_, crate::oracle::Oracle> {
+        self.oracle
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn send(&mut self, conn: ConnId, piece: Piece) {
+        let at = self.now + self.rng.between(self.latency);
+        if let Some(at) = self.network.send(conn, End::Server, piece, at) {
+            self.deliveries.push((conn, End::Server, at));
+        }
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(at: usize, name: String, slots: u32, rng: &mut Rng) -> Self {
+        Self {
+            at,
+            name,
+            slots,
+            queues: Vec::new(),
+            commands: true,
+            idle_exit: None,
+            drain_timeout: Span::from_us(rng.pick(&[100 * MS, 3 * S, 30 * S])),
+            instance: 0,
+            born: 0,
+            session: None,
+            line: None,
+            inbox: Vec::new(),
+            retry_at: 0,
+            pause: PAUSE_MIN,
+            children: BTreeMap::new(),
+            ended: Vec::new(),
+            drains: 0,
+            frozen: false,
+            partitioned: false,
+            no_room: false,
+            turn_at: None,
+            reports: Vec::new(),
+            was_frozen: false,
+            effects: Vec::new(),
+            events: 0,
+        }
+    }
+
+    /// A new process with a new instance number. What an earlier one left behind is found and ended.
+    pub(crate) fn boot(&mut self, now: u64, instance: u64) {
+        self.instance = instance;
+        self.born = now;
+        let config = session::Config {
+            slots: self.slots,
+            kill_grace: Span::from_us(10 * S),
+            drain_timeout: self.drain_timeout,
+            idle_exit: self.idle_exit,
+            inline: HashSet::from([INLINE.to_owned()]),
+        };
+        self.session = Some(Session::new(config, self.time(now)));
+        self.line = None;
+        self.inbox.clear();
+        self.retry_at = now;
+        self.pause = PAUSE_MIN;
+        self.children.clear();
+        self.ended.clear();
+        self.drains = 0;
+        self.reports.clear();
+        self.was_frozen = false;
+    }
+
+    /// The process is gone. Says which connection it leaves.
+    pub(crate) fn die(&mut self) -> Option<ConnId> {
+        self.session = None;
+        self.ended.clear();
+        self.inbox.clear();
+        self.line.take().map(|line| line.conn)
+    }
+
+    pub(crate) fn conn(&self) -> Option<ConnId> {
+        self.line.as_ref().map(|line| line.conn)
+    }
+
+    fn time(&self, now: u64) -> Time {
+        Time::from_us(now - self.born)
+    }
+
+    /// When it wants a turn if nothing comes.
+    pub(crate) fn next_turn(&self) -> Option<u64> {
+        let session = self.session.as_ref()?;
+        let due = session.next_deadline().map(|due| self.born + due.us());
+        let line = match &self.line {
+            None => Some(self.retry_at),
+            Some(line) if !matches!(line.stage, Stage::Ready) => Some(line.deadline),
+            Some(_) => None,
+        };
+        due.into_iter().chain(line).min()
+    }
+
+    /// One turn of the loop. True when the process has ended.
+    pub(crate) fn turn(&mut self, around: &mut Around<'_>) -> bool {
+        self.dial(around);
+        for _ in 0..std::mem::take(&mut self.drains) {
+            self.tell(Event::Drain, around);
+        }
+        self.listen(around);
+        for (fence, ending) in std::mem::take(&mut self.ended) {
+            self.tell(Event::Ended { fence, ending }, around);
+        }
+        let time = self.time(around.now);
+        let session = self.session.as_ref().expect("it lives");
+        if session.next_deadline().is_some_and(|due| due <= time) {
+            self.tell(Event::Tick, around);
+        }
+        let over = self.finish_turn(around);
+        if around.check
+            && let Some(session) = &self.session
+        {
+            session.check();
+        }
+        over
+    }
+
+    fn dial(&mut self, around: &mut Around<'_>) {
+        if let Some(line) = &self.line
+            && !matches!(line.stage, Stage::Ready)
+            && around.now >= line.deadline
+        {
+            self.disconnect(around);
+        }
+        if self.line.is_some() || around.now < self.retry_at {
+            return;
+        }
+        let mut nonce = [0; 32];
+        nonce[..8].copy_from_slice(&around.rng.next().to_le_bytes());
+        let (handshake, hello) = ClientHandshake::new(around.token, Role::Control, nonce);
+        let conn = around.network.open(self.at, self.partitioned);
+        let mut decoder = Decoder::new();
+        decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
+        let mut line = Line {
+            conn,
+            stage: Stage::Greeting(Box::new(handshake)),
+            decoder,
+            out: BytesMut::new(),
+            deadline: around.now + HANDSHAKE_TIME,
+        };
+        Frame::Hello(hello).encode(&mut line.out);
+        self.line = Some(line);
+    }
+
+    fn listen(&mut self, around: &mut Around<'_>) {
+        let mut heard = false;
+        for (conn, piece) in std::mem::take(&mut self.inbox) {
+            if self.conn() != Some(conn) {
+                continue;
+            }
+            match piece {
+                Piece::Bytes(bytes) => {
+                    heard |= !bytes.is_empty();
+                    self.read(&bytes, around);
+                }
+                Piece::Closed => self.disconnect(around),
+            }
+        }
+        if heard && self.line.is_some() {
+            self.tell(Event::Heard, around);
+        }
+    }
+
+    fn read(&mut self, bytes: &BytesMut, around: &mut Around<'_>) {
+        if let Some(line) = &mut self.line {
+            line.decoder.buffer().extend_from_slice(bytes);
+        }
+        while let Some(line) = &mut self.line {
+            let frame = line.decoder.next_frame();
+            let Some(frame) = frame.expect("whole bytes in order are frames") else {
+                return;
+            };
+            self.events += 1;
+            match (&line.stage, frame) {
+                (_, Frame::Refused(_) | Frame::NotLeader(_)) => self.disconnect(around),
+                (Stage::Ready, frame) => self.tell(Event::Received(frame), around),
+                (_, frame) => self.shake(frame, around),
+            }
+        }
+    }
+
+    fn shake(&mut self, frame: Frame, around: &mut Around<'_>) {
+        let login = self.login(around);
+        let line = self.line.as_mut().expect("it has just spoken");
+        match (std::mem::replace(&mut line.stage, Stage::Moving), frame) {
+            (Stage::Greeting(handshake), Frame::Challenge(challenge)) => {
+                let mut login = login;
+                let proven = handshake.login(&challenge, &mut login);
+                proven.expect("the server is ours");
+                Frame::Login(Box::new(login)).encode(&mut line.out);
+                line.stage = Stage::LoggingIn(Box::new(challenge));
+            }
+            (Stage::LoggingIn(challenge), Frame::Welcome(welcome)) => {
+                line.decoder.accept_up_to(FRAME_BYTES_MAX);
+                line.stage = Stage::Ready;
+                self.pause = PAUSE_MIN;
+                let connected = Event::Connected {
+                    beat: Span::from_ms(welcome.beat_ms.into()),
+                    lease: Span::from_ms(welcome.grace_ms.into()),
+                    epoch: (challenge.epoch, challenge.epoch_nonce),
+                };
+                self.tell(connected, around);
+            }
+            (_, frame) => panic!("{} out of its turn", frame.name()),
+        }
+    }
+
+    fn login(&self, around: &Around<'_>) -> Login {
+        let session = self.session.as_ref().expect("it lives");
+        let session::Resume {
+            held,
+            last_report,
+            epochs,
+        } = session.resume();
+        let mut oracle = around.oracle();
+        for held in held.iter().filter(|held| held.started) {
+            oracle.truths.entry(held.fence).or_default().said_started = true;
+        }
+        Login {
+            proof: [0; 32],
+            name: self.name.clone(),
+            instance: self.instance,
+            session: None,
+            slots: self.slots,
+            commands: self.commands,
+            handlers: vec![INLINE.to_owned(), THREAD.to_owned()],
+            queues: self.queues.clone(),
+            labels: Vec::new(),
+            allocation: String::new(),
+            held,
+            last_report,
+            epochs,
+        }
+    }
+
+    /// The line is gone: try again later.
+    fn disconnect(&mut self, around: &mut Around<'_>) {
+        self.leave(around);
+        self.tell(Event::Disconnected, around);
+    }
+
+    fn leave(&mut self, around: &mut Around<'_>) {
+        let Some(line) = self.line.take() else {
+            return;
+        };
+        let told_at = around.now + around.rng.between(around.latency);
+        if let Some(at) = around.network.close(line.conn, End::Worker, Some(told_at)) {
+            around.deliveries.push((line.conn, End::Server, at));
+        }
+        let half = self.pause / 2;
+        self.retry_at = around.now + half + around.rng.below(half);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    fn tell(&mut self, event: Event, around: &mut Around<'_>) {
+        self.events += 1;
+        let time = self.time(around.now);
+        let session = self.session.as_mut().expect("it lives");
+        session.handle(time, event, &mut self.effects);
+        self.carry_out(around);
+    }
+
+    /// What is to be told leaves; what waited for that starts. True when the process has ended.
+    fn finish_turn(&mut self, around: &mut Around<'_>) -> bool {
+        let mut exits = false;
+        for _ in 0..START_ROUNDS {
+            let time = self.time(around.now);
+            let session = self.session.as_mut().expect("it lives");
+            session.flush(time, &mut self.effects);
+            exits |= self.carry_out(around);
+            let Some(line) = &mut self.line else {
+                break;
+            };
+            if !line.out.is_empty() {
+                let (conn, bytes) = (line.conn, line.out.split());
+                around.send(conn, Piece::Bytes(bytes));
+            }
+            if !self.session.as_ref().is_some_and(Session::awaits_write) {
+                break;
+            }
+            self.tell(Event::Written, around);
+        }
+        exits
+    }
+
+    fn carry_out(&mut self, around: &mut Around<'_>) -> bool {
+        let mut exits = false;
+        while !self.effects.is_empty() {
+            let mut effects = std::mem::take(&mut self.effects);
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Send(frame) => self.send(frame, around),
+                    Effect::Start { fence, work } => self.start(fence, work, around),
+                    Effect::End { fence, force } => self.end(fence, force, around),
+                    Effect::Reconnect(_) => self.leave(around),
+                    Effect::Exit(_) => exits = true,
+                    Effect::Forget(_) | Effect::Answer(_) => {}
+                }
+            }
+            if self.effects.is_empty() {
+                self.effects = effects;
+            }
+        }
+        exits
+    }
+
+    fn send(&mut self, frame: Frame, around: &mut Around<'_>) {
+        if let Frame::Reports(batch) = &frame {
+            let mut oracle = around.oracle();
+            for (number, report) in (batch.first..).zip(&batch.reports) {
+                oracle.reports(report, self.instance);
+                let place = usize::try_from(number - 1).expect("few");
+                if let Some(known) = self.reports.get(place) {
+                    assert_eq!(*known, report.fence, "a report keeps its number");
+                } else {
+                    assert_eq!(
+                        place,
+                        self.reports.len(),
+                        "reports are numbered without gaps"
+                    );
+                    self.reports.push(report.fence);
+                }
+            }
+        } else if let Frame::Started(started) = &frame {
+            let mut oracle = around.oracle();
+            for fence in &started.fences {
+                oracle.truths.entry(*fence).or_default().said_started = true;
+            }
+        }
+        if let Some(line) = &mut self.line {
+            frame.encode(&mut line.out);
+        }
+    }
+
+    fn start(&mut self, fence: Fence, work: Work, around: &mut Around<'_>) {
+        let plan = plan_of_work(&work);
+        let (kind, inline) = match &work.task {
+            Task::Command(_) => (Kind::Command, false),
+            Task::Handler(handler) => (Kind::Handler, handler.name == INLINE),
+        };
+        let behaviour = around.workload.behaviour(plan, fence.attempt, kind);
+        let done = |outcome| Ending::Done {
+            outcome,
+            detail: None,
+            told: false,
+        };
+        let at_once = if inline {
+            around.oracle().starts(fence, plan);
+            around.oracle().truths.entry(fence).or_default().ended = Some(Outcome::Succeeded);
+            Some(done(Outcome::Succeeded))
+        } else if self.no_room {
+            Some(Ending::NoRoom {
+                message: "no process left".to_owned(),
+            })
+        } else if let Outcome::SpawnFailed { .. } = behaviour.outcome {
+            Some(done(behaviour.outcome))
+        } else {
+            None
+        };
+        if let Some(ending) = at_once {
+            let time = self.time(around.now);
+            let session = self.session.as_mut().expect("it lives");
+            let event = Event::Ended { fence, ending };
+            session.handle(time, event, &mut self.effects);
+            self.events += 1;
+            return;
+        }
+        around.oracle().starts(fence, plan);
+        assert!(
+            self.children.len() < self.slots as usize,
+            "{} runs more than its slots",
+            self.name
+        );
+        *around.next_serial += 1;
+        let hangs = behaviour.hangs && !around.at_peace;
+        let child = Child {
+            serial: *around.next_serial,
+            behaviour,
+            outcome: behaviour.outcome,
+            ends_at: (!hangs).then_some(around.now + behaviour.runs),
+            told: false,
+            is_handler: kind == Kind::Handler,
+        };
+        if let Some(at) = child.ends_at {
+            around.endings.push((child.serial, fence, at));
+        }
+        self.children.insert(fence, child);
+    }
+
+    /// TERM, or KILL.
+    fn end(&mut self, fence: Fence, force: bool, around: &mut Around<'_>) {
+        let Some(child) = self.children.get_mut(&fence) else {
+            return;
+        };
+        child.told = true;
+        let outcome = if force && !child.behaviour.unkillable {
+            Outcome::Signalled { signal: 9 }
+        } else if let Some(outcome) = child.behaviour.on_term {
+            outcome
+        } else {
+            return;
+        };
+        let at = around.now + around.rng.between((20, 20 * MS));
+        if child.ends_at.is_some_and(|before| before <= at) {
+            return;
+        }
+        *around.next_serial += 1;
+        child.serial = *around.next_serial;
+        child.outcome = outcome;
+        child.ends_at = Some(at);
+        around.endings.push((child.serial, fence, at));
+    }
+
+    /// A process ends. True if its worker is there to notice.
+    pub(crate) fn child_ends(&mut self, serial: u64, fence: Fence, oracle: &SharedOracle) -> bool {
+        let Some(child) = self.children.get(&fence).copied() else {
+            return false;
+        };
+        if child.serial != serial {
+            return false;
+        }
+        self.children.remove(&fence);
+        let mut oracle = oracle
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let truth = oracle.truths.entry(fence).or_default();
+        truth.ended = Some(child.outcome);
+        truth.told = child.told;
+        if self.session.is_none() {
+            return false;
+        }
+        let ending = Ending::Done {
+            outcome: child.outcome,
+            detail: Some(Box::new(Detail::default())),
+            told: child.told,
+        };
+        self.ended.push((fence, ending));
+        true
+    }
+
+    /// Its worker dies: a process lives on or goes with it, a handler goes.
+    pub(crate) fn orphan(&mut self, rng: &mut Rng) {
+        self.children
+            .retain(|_, child| !child.is_handler && rng.chance(500));
+    }
+
+    /// Something hangs for ever: a person must see to it.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.children.values().any(|child| child.ends_at.is_none())
+    }
+}
