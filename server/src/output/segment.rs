@@ -290,7 +290,7 @@ impl Rewrite {
     }
 
     /// It is the segment from now on.
-    pub(super) fn take_place(&mut self) -> io::Result<()> {
+    pub(super) fn take_place(&self) -> io::Result<()> {
         std::fs::rename(&self.path, path_of(&self.dir, self.number))?;
         sync_dir(&self.dir)
     }

@@ -921,7 +921,7 @@ mod tests {
         // The same bytes once more, as a server leaves them that is killed between its write and its sync.
         let after = std::fs::read(&path).unwrap();
         std::fs::write(&path, &before).unwrap();
-        super::super::shadow::file_synced(&std::fs::File::open(&path).unwrap());
+        super::super::shadow::file_synced(&File::open(&path).unwrap());
         std::fs::write(&path, &after).unwrap();
 
         let mut segments = open(dir.path());
