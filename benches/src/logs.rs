@@ -43,8 +43,10 @@ pub fn figures(binary: &Path, sizes: &Sizes) -> Result<Vec<Figure>> {
     let mut to_follower = Figure::new("job → disk → follower", "MB/s", "cat through a socket");
     let mut late = Figure::new("print → follower, idle, p50", "µs", "");
     let mut late_tail = Figure::new("print → follower, idle, p99", "µs", "");
-    let mut start = Figure::new("submit → start, p50", "µs", "without the flood");
-    let mut start_tail = Figure::new("submit → start, p99", "µs", "without the flood");
+    let mut alone = Figure::new("submit → start, alone, p50", "µs", "");
+    let mut alone_tail = Figure::new("submit → start, alone, p99", "µs", "");
+    let mut start = Figure::new("… beside a flood, p50", "µs", "the same into /dev/null");
+    let mut start_tail = Figure::new("… beside a flood, p99", "µs", "the same into /dev/null");
     let mut flood = Figure::new("the flood meanwhile", "MB/s", "");
     let mut server = Figure::new("server, most memory", "MiB", "before");
     let mut worker = Figure::new("worker, most memory", "MiB", "before");
@@ -54,19 +56,20 @@ pub fn figures(binary: &Path, sizes: &Sizes) -> Result<Vec<Figure>> {
         let before = system.peak_memory_mib()?;
 
         let without = small_jobs(&system, sizes.jobs)?;
-        let chatty = submit(&system, &json!({"command": ["cat", "/dev/zero"]}))?;
-        eventually(RUN_UP, RUN_UP, || false);
-        let begun = Moment::now();
-        let earlier = written(&system, chatty)?;
-        let with = small_jobs(&system, sizes.jobs)?;
-        let bytes = written(&system, chatty)?.saturating_sub(earlier);
-        flood.values.push(mb_per_second(bytes, begun.elapsed()));
-        once(&system, "DELETE", &format!("/jobs/{chatty}"))?;
-        system.all_ended()?;
-        for (figure, quantile) in [(&mut start, 0.5), (&mut start_tail, 0.99)] {
-            figure.values.push(us(&with, quantile));
-            figure.references.push(us(&without, quantile));
+        // The processors are as busy with it, but nothing is printed.
+        let (silent, _) = beside(&system, "cat /dev/zero > /dev/null", sizes.jobs)?;
+        let (with, speed) = beside(&system, "exec cat /dev/zero", sizes.jobs)?;
+        flood.values.push(speed);
+        for (figures, times) in [
+            ([&mut alone, &mut alone_tail], &without),
+            ([&mut start, &mut start_tail], &with),
+        ] {
+            for (figure, quantile) in figures.into_iter().zip([0.5, 0.99]) {
+                figure.values.push(us(times, quantile));
+            }
         }
+        start.references.push(us(&silent, 0.5));
+        start_tail.references.push(us(&silent, 0.99));
 
         let lines = lines_to_a_follower(&system, sizes.lines)?;
         late.values.push(us(&lines, 0.5));
@@ -87,6 +90,8 @@ pub fn figures(binary: &Path, sizes: &Sizes) -> Result<Vec<Figure>> {
         }
     }
     Ok(vec![
+        alone,
+        alone_tail,
         start,
         start_tail,
         flood,
@@ -113,6 +118,20 @@ fn small_jobs(system: &System, count: u32) -> Result<Histogram<u64>> {
         times.record(started.saturating_sub(begun) / 1_000)?;
     }
     Ok(times)
+}
+
+/// Small jobs beside one that runs all the time, and how fast that one's output came.
+fn beside(system: &System, line: &str, count: u32) -> Result<(Histogram<u64>, f64)> {
+    let chatty = submit(system, &json!({"command": line}))?;
+    eventually(RUN_UP, RUN_UP, || false);
+    let begun = Moment::now();
+    let earlier = written(system, chatty)?;
+    let times = small_jobs(system, count)?;
+    let bytes = written(system, chatty)?.saturating_sub(earlier);
+    let speed = mb_per_second(bytes, begun.elapsed());
+    once(system, "DELETE", &format!("/jobs/{chatty}"))?;
+    system.all_ended()?;
+    Ok((times, speed))
 }
 
 /// A job that prints the time now and then, and somebody who reads it.

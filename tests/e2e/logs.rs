@@ -361,7 +361,7 @@ fn a_follower_for_programs_goes_on_over_a_restart_too() {
 fn a_flood_and_a_reader_that_never_reads_cost_a_bounded_amount_of_memory_and_disk() {
     let mut cluster = Cluster::start();
     let worker = cluster.worker("w-1", 4);
-    let mut figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
+    let figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
     let bytes = size(100_000_000, 1_000_000_000);
     let id = cluster.submit(&json!({"command": format!("head -c {bytes} /dev/zero")}));
     let request = Request::get(format!("/jobs/{id}/logs?follow=1"));
@@ -396,19 +396,20 @@ fn a_flood_and_a_reader_that_never_reads_cost_a_bounded_amount_of_memory_and_dis
 fn a_hundred_thousand_jobs_with_a_line_each_cost_a_bounded_amount_of_memory_and_disk() {
     let mut cluster = Cluster::start();
     let worker = cluster.worker("w-1", 8);
-    let mut figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
+    let figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
     let count = size(1_000, 100_000);
     let mut last = 0;
+    let mut client = cluster.client();
     for _ in 0..count / 1_000 {
+        // No more than some thousands at a time: what waits is memory too, but not of output.
+        wait_for(LONG, "few are under way", || {
+            let stats = client.get("/stats").expect(200).json();
+            (stats["queued"].as_u64() < Some(2_000)).then_some(())
+        });
         let many = vec![json!({"command": ["echo", "a line"]}); 1_000];
-        let answer = cluster
-            .client()
-            .post("/jobs", &Value::Array(many))
-            .expect(201)
-            .json();
+        let answer = client.post("/jobs", &Value::Array(many)).expect(201).json();
         last = answer["first_id"].as_u64().unwrap() + 999;
     }
-    let mut client = cluster.client();
     wait_for(LONG, "all have ended", || {
         let stats = client.get("/stats").expect(200).json();
         (stats["queued"] == 0 && stats["running"] == 0).then_some(())
@@ -428,7 +429,7 @@ fn a_hundred_thousand_jobs_with_a_line_each_cost_a_bounded_amount_of_memory_and_
 fn millions_of_lines_of_one_job_cost_a_bounded_amount_of_memory_and_disk() {
     let mut cluster = Cluster::start();
     let worker = cluster.worker("w-1", 1);
-    let mut figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
+    let figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
     let lines = size(300_000, 10_000_000);
     let script = "BEGIN { for (i = 1; i <= n; i++) { print i; fflush() } }";
     let job = json!({"command": ["awk", "-v", format!("n={lines}"), script]});
@@ -492,7 +493,7 @@ impl Figures {
     /// Tells them, and checks what is promised.
     #[track_caller]
     fn tell(
-        &mut self,
+        &self,
         cluster: &mut Cluster,
         worker: &hostler_tests::WorkerProc,
         what: &str,

@@ -110,6 +110,25 @@ fn what_a_job_leaves_behind_is_ended_before_its_end_is_told_and_the_record_says_
 }
 
 #[test]
+fn a_daemon_that_holds_nothing_of_ours_is_noticed_all_the_same() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 1);
+    let roll = Roll::new(&cluster, "roll");
+    let until = until_exists_line(&roll.0);
+    let id = cluster.submit(&shell(&format!("{}; {until}", roll.daemon())));
+    let end = cluster.await_end(id);
+    assert_eq!(living(&roll.pids()), [], "{end}");
+    assert_eq!(
+        (&end["state"], &end["message"]),
+        (
+            &json!("succeeded"),
+            &json!("it left a process behind, which was ended")
+        ),
+        "{end}"
+    );
+}
+
+#[test]
 fn a_child_that_finishes_its_work_soon_is_given_the_time_and_its_output_kept() {
     let mut cluster = Cluster::start();
     let _worker = cluster.worker("w-1", 1);

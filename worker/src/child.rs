@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::clock::{Span, Time};
-use crate::kin::{Kin, Where};
+use crate::kin::{Kin, Marks, Where};
 use crate::proc;
 use crate::reaper::Reaper;
 use crate::signs::Signs;
@@ -158,6 +158,11 @@ impl Child {
     /// Bytes read so far of standard output and standard error.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.stdout.bytes, self.stderr.bytes)
+    }
+
+    /// What each of its processes carries.
+    pub(crate) fn marks(&self) -> Marks {
+        self.kin.marks
     }
 
     pub(crate) fn exited(&self) -> bool {

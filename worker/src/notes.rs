@@ -7,13 +7,13 @@
 //! Nobody is believed for the fence alone: the kernel tells who sent. That must be our own user (or root), and a process
 //! of that attempt's group or one that has inherited its environment.
 //!
-//! Bounded (P7): a datagram has 4 KiB at most, the kernel keeps a handful of them, and no more than 16 are taken in 10 ms;
+//! Bounded (P7): a datagram has 4 KiB at most, the kernel keeps a handful of them, and no more than 8 are taken in 10 ms;
 //! whoever sends more waits in its send. The socket lies in a directory of its own that only our user may enter.
 //!
 //! Not here: what becomes of a word (`signs`), which attempts run (`worker`).
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, IoSliceMut, Read};
+use std::fs::{self, DirBuilder};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -29,14 +29,14 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::clock::{Span, Time};
+use crate::kin::Marks;
+use crate::proc;
 
 /// Longest datagram.
 const DATAGRAM_BYTES_MAX: usize = 4_096;
 /// Datagrams taken at once, and how long the next are left waiting if there were as many.
-const DATAGRAMS_AT_ONCE: usize = 16;
+const DATAGRAMS_AT_ONCE: usize = 8;
 const PAUSE: Span = Span::from_ms(10);
-/// Most bytes of a sender's environment that are looked through.
-const ENVIRONMENT_BYTES_MAX: u64 = 4 << 20;
 /// Directories of workers that were killed begin like ours; so many are tidied away at a start.
 const PREFIX: &str = "hostler-worker-";
 const LEFT_OVER_MAX: usize = 64;
@@ -201,11 +201,12 @@ impl Drop for Notes {
 }
 
 impl Note {
-    /// Whether it comes from a process of this attempt, whose group that is.
-    pub(crate) fn is_from(&self, group: Pid) -> bool {
+    /// Whether it comes from a process of the attempt with these marks, whose group that is. What left the group
+    /// (`setsid`) still has the marks, unless it took care to lose them.
+    pub(crate) fn is_from(&self, group: Pid, marks: Marks) -> bool {
         let pid = self.sender.pid;
         rustix::process::getpgid(Some(pid)).is_ok_and(|its| its == group)
-            || has_environment_of(pid, self.fence)
+            || Marks::read(&proc::environment(proc::number(pid))) == Some(marks)
     }
 }
 
@@ -244,28 +245,6 @@ impl Word {
     }
 }
 
-/// What left the group (`setsid`) still has the attempt's variables, unless it took care to lose them.
-fn has_environment_of(pid: Pid, fence: Fence) -> bool {
-    let mut environment = Vec::new();
-    let path = format!("/proc/{}/environ", pid.as_raw_nonzero());
-    let Ok(file) = File::open(path) else {
-        return false;
-    };
-    if file
-        .take(ENVIRONMENT_BYTES_MAX)
-        .read_to_end(&mut environment)
-        .is_err()
-    {
-        return false;
-    }
-    let has = |variable: String| {
-        environment
-            .split(|byte| *byte == 0)
-            .any(|it| it == variable.as_bytes())
-    };
-    has(format!("HOSTLER_JOB_ID={}", fence.job)) && has(format!("HOSTLER_FENCE={}", fence.rising()))
-}
-
 /// Takes away what workers left behind that were killed: sockets nobody listens at.
 fn tidy(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else {
@@ -294,6 +273,7 @@ fn remove(directory: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kin::Origin;
 
     const FENCE: Fence = Fence {
         job: JobId::MIN,
@@ -349,9 +329,13 @@ mod tests {
         let taken = notes.take(Time::default());
         assert_eq!(taken.len(), 1);
         assert!(!notes.ready, "everything was taken");
-        assert!(taken[0].is_from(rustix::process::getpgrp()));
+        let marks = Marks::new(FENCE, Origin::default());
+        assert!(taken[0].is_from(rustix::process::getpgrp(), marks));
         let other = Pid::from_raw(i32::MAX).unwrap();
-        assert!(!taken[0].is_from(other), "nor is our environment a job's");
+        assert!(
+            !taken[0].is_from(other, marks),
+            "nor is our environment a job's"
+        );
         assert!(
             answer(&client)["why"]
                 .as_str()
@@ -367,25 +351,26 @@ mod tests {
     fn whoever_sends_without_end_is_taken_a_little_at_a_time() {
         let scratch = tempfile::tempdir().unwrap();
         let mut notes = Notes::listen(scratch.path()).unwrap();
-        let path = notes.path().to_owned();
-        let flood = std::thread::spawn(move || {
-            let client = UnixDatagram::unbound().unwrap();
-            while client.send_to(word("").as_bytes(), &path).is_ok() {}
-        });
-        notes.ready = true;
-        let mut taken = 0;
-        while taken < DATAGRAMS_AT_ONCE {
-            notes.ready = true;
-            taken += notes.take(Time::default()).len();
+        let client = UnixDatagram::unbound().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while sent < 1_000 && client.send_to(word("").as_bytes(), notes.path()).is_ok() {
+            sent += 1;
         }
-        assert_eq!(taken, DATAGRAMS_AT_ONCE);
+        assert!(sent > DATAGRAMS_AT_ONCE, "the kernel keeps some");
+        assert!(sent < 1_000, "and then lets the sender wait");
         notes.ready = true;
-        if notes.next_deadline().is_some() {
-            assert_eq!(notes.next_deadline(), Some(Time::default() + PAUSE));
-            assert_eq!(notes.take(Time::default()).len(), 0, "not before");
+        assert_eq!(notes.take(Time::default()).len(), DATAGRAMS_AT_ONCE);
+        let again = Time::default() + PAUSE;
+        assert_eq!(notes.next_deadline(), Some(again));
+        assert_eq!(notes.take(Time::default()).len(), 0, "not before");
+        let mut taken = DATAGRAMS_AT_ONCE;
+        let mut now = again;
+        while let Some(at) = notes.next_deadline() {
+            now = at.max(now);
+            taken += notes.take(now).len();
         }
-        drop(notes);
-        flood.join().unwrap();
+        assert_eq!(taken, sent, "none is lost");
     }
 
     #[test]

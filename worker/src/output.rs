@@ -35,6 +35,8 @@ const PIECE_BYTES: usize = 64;
 const TAIL_BYTES: usize = 8 << 10;
 /// Size of one file.
 const SPILL_FILE_BYTES: u64 = 8 << 20;
+/// What an attempt may have in files, be its limit ever so small.
+const SPILL_LEAST_BYTES: u64 = 1 << 20;
 /// The part of an attempt's limit that its head has, which is never dropped (as on the server).
 const HEAD_SHARE: u64 = 16;
 
@@ -374,7 +376,14 @@ impl Spool {
         } else {
             self.limits.attempt_file_bytes.min(share)
         };
-        if output.file_bytes + bytes as u64 > most {
+        // More than the server will keep is of no use; a job that waits is to lose nothing.
+        let wanted = match output.logs {
+            Some(logs) if logs.overflow == Overflow::Drop => {
+                logs.limit_bytes.max(SPILL_LEAST_BYTES)
+            }
+            _ => u64::MAX,
+        };
+        if output.file_bytes + bytes as u64 > most.min(wanted) {
             Err(NoRoom::Share)
         } else if !self.spill.has_room(bytes) {
             Err(NoRoom::Full)
@@ -893,7 +902,7 @@ mod tests {
             ..SpoolLimits::default()
         });
         let (jobs, pieces) = (20, 300);
-        (1..=jobs).for_each(|job| spool.begin(fence(job), logs(K)));
+        (1..=jobs).for_each(|job| spool.begin(fence(job), logs(4 * K)));
         for piece in 0..pieces {
             for job in 1..=jobs {
                 let data = vec![b'a'; CHUNK_BYTES_MAX];

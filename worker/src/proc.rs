@@ -54,8 +54,13 @@ pub(crate) fn can_look() -> bool {
     spare().and_then(|_first| spare()).is_ok()
 }
 
-/// Every process of the machine that we can see.
+/// Every process of the machine that we can see. None if `/proc` is not there, or is that of another namespace, where
+/// the numbers are others.
 pub(crate) fn all() -> Vec<u32> {
+    let own = std::process::id().to_string();
+    if fs::read_link("/proc/self").is_ok_and(|it| it.as_os_str() != own.as_str()) {
+        return Vec::new();
+    }
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };

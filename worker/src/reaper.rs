@@ -146,9 +146,10 @@ fn reap(pid: u32) -> bool {
 
 fn become_subreaper() -> io::Result<File> {
     let pid = rustix::process::getpid();
+    // Orphans go to the first thread, which has the number of the process. Without the list they must go elsewhere.
+    let list = File::open(format!("/proc/self/task/{}/children", pid.as_raw_nonzero()))?;
     rustix::process::set_child_subreaper(Some(pid))?;
-    // Orphans go to the first thread, which has the number of the process.
-    File::open(format!("/proc/self/task/{}/children", pid.as_raw_nonzero()))
+    Ok(list)
 }
 
 /// The list comes in pieces of a page; one that would hold another number is the last.

@@ -29,6 +29,8 @@ use crate::clock::{Span, Time};
 
 /// No attempt starts for this long after the system refused us a process for want of resources (semantics 7).
 const NO_ROOM_PAUSE: Span = Span::from_ms(1_000);
+/// No server start has this number.
+const NO_EPOCH: Epoch = Epoch::new(0);
 /// A server that is silent for this many beats is left and looked for again (semantics 20).
 const SILENT_BEATS: u64 = 3;
 /// How long the last reports of a draining worker may wait for their acknowledgement.
@@ -180,9 +182,8 @@ pub struct Session {
     /// Last assign frame of this connection.
     assign_seq: u64,
     epochs: BTreeMap<Epoch, [u8; 16]>,
-    /// The server's present epoch, if its number is also that of another start whose work is still held: the server's
-    /// database is a restored backup, and the names of attempts are given out a second time.
-    other_history: Option<Epoch>,
+    /// Which start of the server this connection is to.
+    server: Option<(Epoch, [u8; 16])>,
     attempts: HashMap<Fence, Phase, BuildHasherDefault<FenceHasher>>,
     /// In the order they should start. Holds entries withdrawn meanwhile, which `attempts` does not know as waiting.
     waiting: VecDeque<Assignment>,
@@ -333,7 +334,7 @@ impl Session {
             beat_due: now,
             assign_seq: 0,
             epochs: BTreeMap::new(),
-            other_history: None,
+            server: None,
             attempts: HashMap::default(),
             waiting: VecDeque::new(),
             waiting_count: 0,
@@ -572,9 +573,10 @@ impl Session {
         self.idle_since = None;
         let held: BTreeSet<Epoch> = self.attempts.keys().map(|fence| fence.epoch).collect();
         self.epochs.retain(|known, _| held.contains(known));
-        // While anything is held of another start of the same number, it must not pass for work of this one.
-        let nonce = *self.epochs.entry(epoch.0).or_insert(epoch.1);
-        self.other_history = (nonce != epoch.1).then_some(epoch.0);
+        // What is held of another start of the same number must not pass for work of this one, should we log in once more
+        // before it is void.
+        self.epochs.entry(epoch.0).or_insert(epoch.1);
+        self.server = Some(epoch);
     }
 
     fn on_disconnected(&mut self) {
@@ -627,6 +629,7 @@ impl Session {
         }
         self.link = Link::Up;
         self.on_void(now, &resumed.void, out);
+        self.part_with_other_history(&resumed.void);
         self.start_told(now, out);
         if self.mode != Mode::Working {
             self.tell_draining = true;
@@ -646,10 +649,6 @@ impl Session {
                     ending: Some(Why::Void),
                     ..
                 })) => self.returned.push(fence),
-                // Its name is still in use, by an attempt whose report is not yet settled.
-                Some(Phase::Ended) if self.other_history == Some(fence.epoch) => {
-                    self.returned.push(fence);
-                }
                 Some(_) => {}
                 None if self.mode != Mode::Working || self.attempts.len() >= HELD_MAX => {
                     self.returned.push(fence);
@@ -710,6 +709,27 @@ impl Session {
             out.push(Effect::Forget(fence));
         }
         self.compact();
+    }
+
+    /// A server whose database is a restored backup gives the names of attempts out a second time. All that we hold by such
+    /// names is void now; a report of it that must still be made, for its number, is made in nobody's name, so that it
+    /// cannot end a namesake.
+    fn part_with_other_history(&mut self, void: &[Fence]) {
+        let Some((epoch, nonce)) = self.server else {
+            return;
+        };
+        let known = self.epochs.insert(epoch, nonce);
+        if known.is_none_or(|known| known == nonce) {
+            return;
+        }
+        let void: BTreeSet<Fence> = void.iter().copied().filter(|v| v.epoch == epoch).collect();
+        for report in &mut self.reports {
+            if void.contains(&report.fence) {
+                self.attempts.remove(&report.fence);
+                report.fence.epoch = NO_EPOCH;
+                self.attempts.insert(report.fence, Phase::Ended);
+            }
+        }
     }
 
     fn on_ack(&mut self, through: u64, out: &mut Effects) {

@@ -951,7 +951,7 @@ impl Loop {
             };
             let taken = match child {
                 None => Err("no such attempt runs here"),
-                Some(child) if !note.is_from(child.pid) => {
+                Some(child) if !note.is_from(child.pid, child.marks()) => {
                     Err("it comes from a process that is not the attempt's")
                 }
                 Some(child) => {

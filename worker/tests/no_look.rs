@@ -1,9 +1,5 @@
 //! A worker that has no descriptor left to look for processes with. Alone in its process, since it lowers the limit of
 //! all of it.
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a test names the frames it waits for"
-)]
 
 use hostler_wire::Outcome;
 use hostler_wire::frame::{Cancel, Frame, Role, Work};

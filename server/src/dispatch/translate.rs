@@ -32,9 +32,16 @@ pub(super) enum Heard {
 #[derive(Debug)]
 pub(super) struct Starts {
     known: HashMap<Epoch, [u8; 16]>,
-    /// Attempts that a session's worker was given in another history. This one may give out the very same names, to that
-    /// worker too: what it is given from now on is ours again.
-    foreign: HashMap<SessionId, HashSet<Fence>>,
+    foreign: HashMap<SessionId, Foreign>,
+}
+
+/// Attempts that a session's worker was given in another history. This one may give out the very same names, to that worker
+/// too. What it held when it came is void, so its words after that are about what it was given since, but for the reports
+/// it had made by then.
+#[derive(Debug)]
+struct Foreign {
+    held: HashSet<Fence>,
+    last_report: u64,
 }
 
 impl Starts {
@@ -57,7 +64,10 @@ impl Starts {
             return;
         }
         let held = login.held.iter().map(|held| held.fence);
-        let foreign = held.filter(|fence| epochs.contains(&fence.epoch)).collect();
+        let foreign = Foreign {
+            held: held.filter(|fence| epochs.contains(&fence.epoch)).collect(),
+            last_report: login.last_report,
+        };
         self.foreign.insert(session, foreign);
     }
 
@@ -65,7 +75,7 @@ impl Starts {
         self.foreign.remove(&session);
     }
 
-    /// The fence as the engine may judge it.
+    /// The fence of something held at the login, as the engine may judge it.
     fn ours(&self, session: SessionId, fence: Fence) -> Fence {
         if self.foreign.is_empty() || !self.is_foreign(session, fence) {
             return fence;
@@ -76,10 +86,18 @@ impl Starts {
         }
     }
 
+    /// The fence of the report with this number, as the engine may judge it.
+    fn reported(&self, session: SessionId, number: u64, fence: Fence) -> Fence {
+        match self.foreign.get(&session) {
+            Some(foreign) if number <= foreign.last_report => self.ours(session, fence),
+            Some(_) | None => fence,
+        }
+    }
+
     fn is_foreign(&self, session: SessionId, fence: Fence) -> bool {
         self.foreign
             .get(&session)
-            .is_some_and(|foreign| foreign.contains(&fence))
+            .is_some_and(|foreign| foreign.held.contains(&fence))
     }
 
     /// The fence as its worker knows it: `void` lists come back in the engine's words.
@@ -134,16 +152,10 @@ pub(super) fn hear(
     session: SessionId,
     frame: Frame,
 ) -> Heard {
-    let ours = |fences: Vec<Fence>| -> Vec<Fence> {
-        fences
-            .into_iter()
-            .map(|fence| starts.ours(session, fence))
-            .collect()
-    };
     let event = match frame {
         Frame::Started(started) => Event::Started {
             session,
-            fences: ours(started.fences),
+            fences: started.fences,
         },
         Frame::Reports(batch) => Event::Reported {
             session,
@@ -151,8 +163,9 @@ pub(super) fn hear(
             reports: batch
                 .reports
                 .into_iter()
-                .map(|report| Report {
-                    fence: starts.ours(session, report.fence),
+                .zip(batch.first..)
+                .map(|(report, number)| Report {
+                    fence: starts.reported(session, number, report.fence),
                     outcome: report.outcome,
                     cancelled: report.cancelled,
                     started: report.started,
@@ -161,7 +174,6 @@ pub(super) fn hear(
                 })
                 .collect(),
         },
-        // Of what was void it gives nothing back, so this is of what we gave it, be it by the name of a foreign one.
         Frame::Returned(returned) => Event::Returned {
             session,
             fences: returned.fences,
@@ -359,7 +371,7 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
-    use hostler_wire::frame::{Held, Returned};
+    use hostler_wire::frame::{Held, Returned, Started};
     use hostler_wire::{Attempt, JobId};
 
     use super::*;
@@ -393,6 +405,7 @@ mod tests {
         let login = Login {
             // The database is a restored backup: this number has been given out before, to another start.
             epochs: vec![(ours, [3; 16]), (theirs, [9; 16])],
+            last_report: 8,
             held: [known, foreign]
                 .map(|fence| Held {
                     fence,
@@ -409,33 +422,42 @@ mod tests {
         assert_eq!(join.held, [(known, true), (nobodys, true)]);
         assert_eq!(void, [foreign]);
         assert_eq!(
-            starts.ours(session, foreign),
+            starts.reported(session, 8, foreign),
             nobodys,
-            "its reports are stale"
+            "the report it had made is stale"
+        );
+        assert_eq!(
+            starts.reported(session, 9, foreign),
+            foreign,
+            "a later one is of an attempt that it was given since, by the same name"
         );
         assert_eq!(
             starts.theirs(session, nobodys, &void),
             foreign,
             "it is told to stop"
         );
-        let given_since = fence(3, theirs);
-        assert_eq!(
-            starts.ours(session, given_since),
-            given_since,
-            "what it is given now is ours, though that start has the same number"
-        );
-        let given_back = Frame::Returned(Returned {
-            fences: vec![foreign],
-            draining: false,
-        });
-        let heard = hear(&starts, &mut Numbers::default(), session, given_back);
-        assert!(
-            matches!(&heard, Heard::Event(Event::Returned { fences, .. }) if *fences == [foreign]),
-            "one of the same name that it cannot take is ours: {heard:?}"
-        );
+        for frame in [
+            Frame::Started(Started {
+                fences: vec![foreign],
+            }),
+            Frame::Returned(Returned {
+                fences: vec![foreign],
+                draining: false,
+            }),
+        ] {
+            let heard = hear(&starts, &mut Numbers::default(), session, frame);
+            assert!(
+                matches!(
+                    &heard,
+                    Heard::Event(Event::Started { fences, .. } | Event::Returned { fences, .. })
+                        if *fences == [foreign]
+                ),
+                "what was void does not start and is not given back: {heard:?}"
+            );
+        }
         starts.part(session);
         assert_eq!(
-            starts.ours(session, foreign),
+            starts.reported(session, 8, foreign),
             foreign,
             "another session's word counts for itself"
         );

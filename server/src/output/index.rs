@@ -190,6 +190,11 @@ impl Sealed {
             .is_some_and(|(low, _)| *low <= job.raw())
     }
 
+    /// The highest job it has anything of.
+    pub(super) fn top(&self) -> u64 {
+        self.ranges.last().map_or(0, |(_, high)| *high)
+    }
+
     /// All it has of a job, by key. An error of kind `InvalidData` names damage.
     pub(super) fn find(&self, job: JobId) -> io::Result<Vec<Entry>> {
         if !self.may_have(job) {

@@ -40,7 +40,7 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
 use super::{AttemptOutput, LIMIT_BYTES_MIN, Options, Page, Read, ReadError, page};
 
 /// Most attempts in one segment: what is known of them in memory until it is sealed.
-const SEGMENT_ATTEMPTS_MAX: usize = 65_536;
+const SEGMENT_ATTEMPTS_MAX: usize = 16_384;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub(super) struct Segments {
     options: Options,
     keep: Keep,
     sealed: Vec<Sealed>,
+    /// No sealed segment has anything of a job above this: new jobs are not looked for in any.
+    sealed_top: u64,
     active: Segment,
     batch: BytesMut,
     /// Complete: an attempt that is here is here with all its extents.
@@ -84,6 +86,7 @@ impl Segments {
         let mut this = Self {
             keep: Keep::new(options.output_bytes_max),
             sealed: Vec::new(),
+            sealed_top: 0,
             active,
             batch: BytesMut::new(),
             logs: BTreeMap::new(),
@@ -107,6 +110,7 @@ impl Segments {
         let bytes = path.metadata()?.len();
         let sealed = Sealed::open(&self.options.dir, number)?;
         if let Some(sealed) = sealed.filter(|sealed| sealed.bytes == bytes) {
+            self.sealed_top = self.sealed_top.max(sealed.top());
             self.sealed.push(sealed);
             return Ok(());
         }
@@ -402,11 +406,9 @@ impl Segments {
     /// Whether a job's output was purged.
     pub(super) fn is_purged(&self, job: JobId) -> bool {
         self.purged.contains(&job.raw())
-            || self.sealed.iter().any(|sealed| {
-                sealed.may_have(job)
-                    && sealed
-                        .find(job)
-                        .is_ok_and(|found| found.iter().any(Entry::is_purge))
+            || self.sealed_for(job).any(|sealed| {
+                let found = sealed.find(job);
+                found.is_ok_and(|found| found.iter().any(Entry::is_purge))
             })
     }
 
@@ -596,13 +598,23 @@ impl Segments {
         Ok(logs)
     }
 
+    /// Sealed segments that may have something of a job.
+    fn sealed_for(&self, job: JobId) -> impl Iterator<Item = &Sealed> {
+        let all = if job.raw() > self.sealed_top {
+            &[]
+        } else {
+            &self.sealed[..]
+        };
+        all.iter().filter(move |sealed| sealed.may_have(job))
+    }
+
     /// What sealed segments have of a job; none if it was purged.
     fn sealed_logs(&self, job: JobId) -> Result<Option<BTreeMap<Key, Log>>, ReadError> {
         if self.purged.contains(&job.raw()) {
             return Ok(None);
         }
         let mut logs: BTreeMap<Key, Log> = BTreeMap::new();
-        for sealed in &self.sealed {
+        for sealed in self.sealed_for(job) {
             for entry in sealed.find(job)? {
                 if entry.is_purge() {
                     return Ok(None);
@@ -723,6 +735,7 @@ impl Segments {
             live_bytes_of(&entries),
             || Ok(()),
         )?;
+        self.sealed_top = self.sealed_top.max(sealed.top());
         self.sealed.push(sealed);
         self.active = fresh;
         self.purged.clear();

@@ -267,7 +267,9 @@ mod tests {
                 Fact::Again(again) => {
                     seen.insert((again.fence.job.raw(), again.fence.attempt.raw()))
                 }
-                _ => true,
+                Fact::Worker(_) | Fact::Assigned(_) | Fact::Started(_) | Fact::Cancelling(_) => {
+                    true
+                }
             });
             facts
         })
@@ -283,15 +285,14 @@ mod tests {
                 match fact {
                     Fact::Assigned(it) => given.extend(it.attempts.iter().map(|&one| (it.worker, one))),
                     Fact::Started(it) => {
-                        let told = |fence: &Fence| facts.iter().any(|fact| match fact {
-                            Fact::Ended(end) => end.fence == Some(*fence) && end.started.is_some(),
-                            Fact::Again(end) => end.fence == *fence && end.started.is_some(),
-                            _ => false,
+                        let told = |fence: &Fence| facts.iter().any(|fact| {
+                            matches!(fact, Fact::Ended(end) if end.fence == Some(*fence) && end.started.is_some())
+                                || matches!(fact, Fact::Again(end) if end.fence == *fence && end.started.is_some())
                         });
                         let untold = it.fences.iter().filter(|fence| !told(fence));
                         begun.extend(untold.map(|fence| (it.worker, (fence.job, fence.attempt))));
                     }
-                    _ => {}
+                    Fact::Worker(_) | Fact::Again(_) | Fact::Ended(_) | Fact::Cancelling(_) => {}
                 }
             }
             let flat = |shares: &[Share]| -> BTreeSet<_> {

@@ -403,23 +403,33 @@ fn an_attempt_of_another_history_does_not_stand_for_one_of_the_same_name() {
     ]);
     t.disconnect();
     t.connect_to([9; 16]);
+    t.disconnect();
+    let old = [(Epoch::new(7), [7; 16])];
+    assert_eq!(t.session.resume().epochs, old, "it is not void yet");
+    t.connect_to([9; 16]);
     t.resumed(0, &[1, 2]);
-    // The names are in use: one by a report to be settled, one by a process to be reaped.
-    t.assign(&[(1, command()), (2, command()), (3, command())]);
+    let reported = t.effects.iter().find_map(|effect| {
+        let Effect::Send(Frame::Reports(batch)) = effect else {
+            return None;
+        };
+        Some(batch.reports[0].fence)
+    });
+    assert_eq!(reported.unwrap().epoch, NO_EPOCH, "it can end nobody");
     t.expect(&[
         "forget 1",
         "term 2",
         "forget 2",
         "reports from 1, 1 Succeeded",
-        "started 3",
-        "returned 1 2",
     ]);
-    // Should the connection break now, what is old must not be taken for what is new.
-    assert_eq!(t.session.resume().epochs, [(Epoch::new(7), [7; 16])]);
+    // One name is free, the other in use by a process that is not yet reaped.
+    t.assign(&[(1, command()), (2, command())]);
+    t.expect(&["started 1", "returned 2"]);
+    let new = [(Epoch::new(7), [9; 16])];
+    assert_eq!(t.session.resume().epochs, new, "only that is held");
     t.frame(Frame::Ack(Ack { through: 1 }));
     t.ended(2, Outcome::Signalled { signal: 15 }, true);
-    t.assign(&[(1, command()), (2, command())]);
-    t.expect(&["started 1 2"]);
+    t.assign(&[(2, command())]);
+    t.expect(&["started 2"]);
 }
 
 #[test]
