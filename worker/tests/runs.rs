@@ -293,7 +293,11 @@ fn what_is_left_in_the_group_is_ended_and_told_if_it_holds_the_pipe() {
         let output = output.get_or_insert_with(|| server.accept(Role::Output));
         let (child, _, _) = output.output(job);
         let child = String::from_utf8(child).unwrap();
-        assert!(!lives(child.trim()), "{child}");
+        // Whoever held no pipe got its KILL in the moment of the report, and may still be dying.
+        assert!(redirect.contains('2') || !lives(child.trim()), "{child}");
+        while lives(child.trim()) {
+            std::thread::yield_now();
+        }
     }
 }
 
