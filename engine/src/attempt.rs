@@ -6,7 +6,9 @@
 //!
 //! Not here: which failures retry and when (`retry`), sessions and lost workers (`session`).
 
-use hostler_wire::{Detail, Fence, JobId, JobState, Outcome, Reason, SessionId, WorkerId};
+use hostler_wire::{
+    Detail, Fence, JobId, JobState, Outcome, Reason, SessionId, WorkerId, mutation,
+};
 
 use crate::commit::Consequence;
 use crate::effect::{Effect, Effects};
@@ -37,7 +39,8 @@ impl Engine {
     pub(crate) fn current(&self, fence: Fence, worker: u32) -> Option<u32> {
         let place = self.jobs.get(fence.job)?.held()?;
         let held = &self.workers.held[place as usize];
-        (held.fence() == fence && held.worker == worker).then_some(place)
+        let same = held.fence() == fence || mutation::is("fence not compared");
+        (same && held.worker == worker).then_some(place)
     }
 
     pub(crate) fn on_started(
@@ -109,6 +112,9 @@ impl Engine {
         let late = spec.grace.unwrap_or(self.config.kill_grace) + self.config.beat.times(2);
         let over = spec.timeout.map(|timeout| started + timeout + late);
         let silent = spec.stall.map(|stall| silent_since + stall + late);
+        if mutation::is("no backstop for timeouts") {
+            return;
+        }
         if let Some(at) = over.into_iter().chain(silent).min() {
             held.alarmed = true;
             let fence = held.fence();
@@ -145,7 +151,12 @@ impl Engine {
                         self.after(self.emitted, Consequence::Void { at, worker }, out);
                     }
                 }
-                self.workers.get_mut(at).reports.wait(self.emitted, number);
+                let fact = if mutation::is("acknowledged before its commit") {
+                    0
+                } else {
+                    self.emitted
+                };
+                self.workers.get_mut(at).reports.wait(fact, number);
             }
             number = number.saturating_add(1);
         }
@@ -364,6 +375,16 @@ impl Engine {
             (Some(_), Verdict::Done(state, reason)) if !signalled => {
                 self.end(now, id, state, reason, closed, out);
             }
+            (
+                Some(_),
+                Verdict::Again {
+                    charge,
+                    reason,
+                    delay,
+                },
+            ) if mutation::is("cancelling job tried again") => {
+                self.go_on(now, closed, charge, reason, delay, out);
+            }
             (Some(cancel), _) => {
                 let (state, reason) = self.cancelled_as(id, cancel.reason);
                 let reason = if lost && state == JobState::Cancelled {
@@ -469,7 +490,9 @@ impl Engine {
     pub(crate) fn postpone(&mut self, id: JobId, due: When, wait: Wait) {
         self.jobs.turn(id, Phase::Scheduled(wait));
         self.waits.insert(id, due);
-        self.timers.set(due, Alarm::Due(id, 1));
+        if !mutation::is("retry timer lost") {
+            self.timers.set(due, Alarm::Due(id, 1));
+        }
     }
 
     /// A waiting job is over.

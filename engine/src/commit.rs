@@ -4,7 +4,7 @@
 //! leaves in order (P1, P2, P4). Each consequence is judged again when its time comes: an assignment that was
 //! withdrawn meanwhile does not leave, a cancel that came too late is answered with the end.
 
-use hostler_wire::{Fence, JobId, JobState, Reason, SessionId, WorkerId, limits};
+use hostler_wire::{Fence, JobId, JobState, Reason, SessionId, WorkerId, limits, mutation};
 
 use crate::effect::{CancelAnswer, Effect, Effects};
 use crate::engine::Engine;
@@ -75,7 +75,9 @@ impl Engine {
 
     /// This follows once that fact is committed; at once if it is.
     pub(crate) fn after(&mut self, fact: u64, what: Consequence, out: &mut Effects) {
-        if fact <= self.committed {
+        let early = mutation::is("acknowledged before its commit")
+            && matches!(what, Consequence::Settled { .. });
+        if fact <= self.committed || early {
             self.release(what, out);
         } else {
             self.pending.push_back((fact, what));
@@ -211,7 +213,9 @@ impl Engine {
         if !is_news {
             return;
         }
-        if let Some(session) = self.workers.all[held.worker as usize].session() {
+        if let Some(session) = self.workers.all[held.worker as usize].session()
+            && !mutation::is("cancel forgotten")
+        {
             out.push(Effect::Cancel {
                 session,
                 fence,

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use hostler_wire::{Epoch, Fence, JobId, JobState, Priority, Reason, SessionId, WorkerId};
+use hostler_wire::{
+    Epoch, Fence, JobId, JobState, Priority, Reason, SessionId, WorkerId, mutation,
+};
 
 use crate::commit::Consequence;
 use crate::effect::Effects;
@@ -554,7 +556,7 @@ impl Engine {
 
     /// It had to have started by now.
     fn on_expired(&mut self, now: Time, id: JobId, out: &mut Effects) {
-        if !self.is_too_late(now, id) {
+        if !self.is_too_late(now, id) || mutation::is("expiry ignored") {
             return;
         }
         let (state, reason) = (JobState::Expired, Reason::NotStartedInTime);

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use hostler_wire::{JobId, Priority};
+use hostler_wire::{JobId, Priority, mutation};
 use slab::Slab;
 
 use crate::job::after;
@@ -103,13 +103,22 @@ impl Pool {
 
     /// The id whose turn it is. It may belong to a job that has ended: then take it and look again.
     pub(crate) fn head(&self) -> Option<(Priority, JobId)> {
-        let (&lane, ids) = self.lanes.last_key_value()?;
+        let (&lane, ids) = if mutation::is("lowest priority first") {
+            self.lanes.first_key_value()?
+        } else {
+            self.lanes.last_key_value()?
+        };
         Some((Priority::from_lane(lane), ids.front?.0))
     }
 
     /// Takes that id away.
     pub(crate) fn pop(&mut self) {
-        let Some(mut lane) = self.lanes.last_entry() else {
+        let lane = if mutation::is("lowest priority first") {
+            self.lanes.first_entry()
+        } else {
+            self.lanes.last_entry()
+        };
+        let Some(mut lane) = lane else {
             return;
         };
         lane.get_mut().pop();

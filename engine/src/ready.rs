@@ -14,7 +14,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
-use hostler_wire::{Attempt, Fence, JobId, JobState, Reason};
+use hostler_wire::{Attempt, Fence, JobId, JobState, Priority, Reason, mutation};
 use slab::Slab;
 
 use crate::commit::Consequence;
@@ -166,6 +166,12 @@ impl Engine {
             job.priority,
             !job.has(Flag::Resident) && !job.has(Flag::Fetching),
         );
+        let place_lost = mutation::is("retry loses its place") && job.attempt > 0;
+        let priority = if place_lost {
+            Priority::new(-128)
+        } else {
+            priority
+        };
         let at = self.queues.class(job.class).pool;
         let pool = self.queues.pool(at);
         pool.push(priority, first, count);
@@ -460,6 +466,7 @@ impl Engine {
                 held.assigned = fact_number;
                 attempts.push((held.job, held.fence().attempt));
             }
+            let early = mutation::is("assigned before its commit").then_some(0);
             let fact = self.emit(
                 Fact::Assigned(Assigned {
                     worker: id,
@@ -469,7 +476,7 @@ impl Engine {
                 out,
             );
             self.after(
-                fact,
+                early.unwrap_or(fact),
                 Consequence::Assign {
                     at,
                     session,
@@ -680,7 +687,7 @@ impl Engine {
 }
 
 /// A pool's first job: the greatest of them goes first.
-type Head = (hostler_wire::Priority, Reverse<JobId>, u32);
+type Head = (Priority, Reverse<JobId>, u32);
 
 /// A worker's place in line: the least of them goes first.
 type InLine = (Reverse<u32>, u32, u32);

@@ -3,7 +3,7 @@
 //! Pure functions. The jitter is a hash of cluster, job and count, so that a replay decides the same and a thousand
 //! jobs that failed together do not come back together (semantics 6, 7).
 
-use hostler_wire::{JobId, JobState, Outcome, Reason};
+use hostler_wire::{JobId, JobState, Outcome, Reason, mutation};
 
 use crate::fact::Charge;
 use crate::spec::{Retry, Rule};
@@ -77,7 +77,9 @@ pub(crate) fn judge(policy: &Retry, cluster: &[u8; 16], spent: Spent, outcome: O
         | Outcome::NoSuchHandler => {}
     }
     let failures = spent.failures.saturating_add(1);
-    if failures >= policy.max_attempts || !is_retried(policy, outcome) {
+    let mutated = mutation::is("one try too many");
+    let allowed = policy.max_attempts + u16::from(mutated);
+    if failures >= allowed || !is_retried(policy, outcome) {
         return Verdict::Done(JobState::Failed, reason);
     }
     let delay = delay.unwrap_or_else(|| backoff(policy, cluster, spent.job, failures));

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use hostler_wire::{Fence, Reason, SessionId, WorkerId};
+use hostler_wire::{Fence, Reason, SessionId, WorkerId, mutation};
 
 use crate::effect::{Effect, Effects, Refusal};
 use crate::engine::Engine;
@@ -252,7 +252,7 @@ impl Engine {
         };
         let worker = self.workers.get_mut(at);
         worker.alarmed = false;
-        if worker.heard + self.config.worker_grace <= now {
+        if worker.heard + self.config.worker_grace <= now && !mutation::is("worker never lost") {
             self.lose(now, at, out);
         } else {
             self.watch_lease(at);
@@ -293,7 +293,9 @@ impl Engine {
         let job = self.jobs.live(held.job);
         job.avoid = tag;
         let spec = &self.queues.class(job.class).class.spec;
-        let has_started = held.started.is_some() || spec.max_losses == 0;
+        let has_started = held.started.is_some()
+            || spec.max_losses == 0
+            || mutation::is("loss charged though not started");
         let reason = Reason::WorkerLost;
         let delay = if spec.stop_on_partition {
             let grace = spec.grace.unwrap_or(self.config.kill_grace);
@@ -308,7 +310,7 @@ impl Engine {
                 reason,
                 delay,
             }
-        } else if job.losses >= spec.max_losses {
+        } else if job.losses >= spec.max_losses && !mutation::is("losses without end") {
             Verdict::Done(hostler_wire::JobState::Failed, reason)
         } else {
             Verdict::Again {

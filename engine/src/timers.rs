@@ -10,7 +10,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use hostler_wire::{Attempt, Epoch, JobId, WorkerId};
+use hostler_wire::{Attempt, Epoch, JobId, WorkerId, mutation};
 
 use crate::time::{Time, When};
 
@@ -50,6 +50,10 @@ impl Timers {
 
     pub(crate) fn set(&mut self, when: When, alarm: Alarm) {
         match when {
+            When::Engine(time) if mutation::is("durations on the wall clock") => {
+                let wall_ms = (time.micros() / 1_000).saturating_add_signed(self.offset_ms);
+                self.wall.push(Reverse((wall_ms, alarm)));
+            }
             When::Engine(time) => self.engine.push(Reverse((time.micros(), alarm))),
             When::Wall(wall) => self.wall.push(Reverse((wall.millis(), alarm))),
         }

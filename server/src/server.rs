@@ -20,7 +20,7 @@ use hostler_engine::event::Restore;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::{Engine, Span};
 use hostler_wire::handshake::Identity;
-use hostler_wire::{JobId, JobState};
+use hostler_wire::{Epoch, JobId, JobState, mutation};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -437,7 +437,11 @@ fn reader(
 /// What the engine is told at this start.
 pub fn engine_config(config: &Config, opening: &Opening) -> hostler_engine::Config {
     hostler_engine::Config {
-        epoch: opening.epoch,
+        epoch: if mutation::is("every start is the first") {
+            Epoch::new(1)
+        } else {
+            opening.epoch
+        },
         cluster: opening.cluster,
         worker_grace: span(config.worker_grace),
         beat: BEAT,

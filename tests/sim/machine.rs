@@ -480,7 +480,12 @@ impl Machine {
             self.events += 1;
             return;
         }
-        around.oracle().starts(fence, plan);
+        {
+            let mut oracle = around.oracle();
+            oracle.starts(fence, plan);
+            let said = oracle.truths[&fence].said_started;
+            assert!(said, "{fence:?} starts and its worker has not said so");
+        }
         assert!(
             self.children.len() < self.slots as usize,
             "{} runs more than its slots",
@@ -488,11 +493,14 @@ impl Machine {
         );
         *around.next_serial += 1;
         let hangs = behaviour.hangs && !around.at_peace;
+        // In peace what is left is to come to its end, however little there is to run it on.
+        let longest = if around.at_peace { 20 * MS } else { u64::MAX };
+        let runs = behaviour.runs.min(longest);
         let child = Child {
             serial: *around.next_serial,
             behaviour,
             outcome: behaviour.outcome,
-            ends_at: (!hangs).then_some(around.now + behaviour.runs),
+            ends_at: (!hangs).then_some(around.now + runs),
             told: false,
             is_handler: kind == Kind::Handler,
         };

@@ -26,6 +26,8 @@ mod order;
 mod rng;
 mod runner;
 mod server;
+#[cfg(test)]
+mod tests;
 mod trace;
 mod workload;
 mod world;

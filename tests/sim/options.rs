@@ -60,6 +60,10 @@ impl Options {
                 *every = rng.between((pace / 2, pace * 3));
             }
         }
+        if faults[Fault::PowerLoss.at()] > 0 {
+            // A new boot can be bridged by the wall clock only: one that was moved meanwhile moves the engine's time.
+            faults[Fault::WallJump.at()] = 0;
+        }
         let durability = rng.pick(&[Durability::Fsync, Durability::Fsync, Durability::Os]);
         Self {
             seed,

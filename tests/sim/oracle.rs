@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use hostler_engine::effect::CancelAnswer;
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started};
-use hostler_engine::spec::{Class, Rule};
+use hostler_engine::spec::{Class, Kind, Rule};
 use hostler_engine::{Fact, Span, Time, When};
 use hostler_server::config::Durability;
 use hostler_server::store::seam::{Commit, EndRecord, NewJob};
@@ -35,6 +35,7 @@ pub(crate) struct Job {
     ever_started: bool,
     current: Option<Current>,
     cancelling: Option<Reason>,
+    cancelling_since: Time,
     pub(crate) end: Option<(JobState, Reason)>,
     /// A person was told that it is accepted.
     pub(crate) promised: bool,
@@ -51,6 +52,11 @@ struct Current {
     started: bool,
 }
 
+/// Between TERM and KILL where a job does not say.
+const KILL_GRACE: Span = Span::from_secs(10);
+/// What frames, commits and wake-ups may take, with much to spare.
+const SLACK: Span = Span::from_secs(5);
+
 /// What really happened to an attempt, whoever heard of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Truth {
@@ -64,6 +70,8 @@ pub(crate) struct Truth {
     pub(crate) told: bool,
     /// The report that was made of it, and by which start of which worker.
     pub(crate) report: Option<(Outcome, bool, u64)>,
+    /// A power cut took back what was known of it, and its worker may have forgotten it rightly.
+    pub(crate) excused: bool,
 }
 
 /// See the module.
@@ -71,6 +79,8 @@ pub(crate) struct Truth {
 pub(crate) struct Oracle {
     /// What an answer means.
     durability: Durability,
+    /// Nothing goes wrong in this run: then times can be judged too.
+    peaceful: bool,
     pub(crate) jobs: BTreeMap<JobId, Job>,
     /// Jobs as they were at the last sync, those changed since.
     unsynced: BTreeMap<JobId, Option<Job>>,
@@ -91,9 +101,10 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    pub(crate) fn new(durability: Durability) -> Self {
+    pub(crate) fn new(durability: Durability, peaceful: bool) -> Self {
         Self {
             durability,
+            peaceful,
             jobs: BTreeMap::new(),
             unsynced: BTreeMap::new(),
             truths: BTreeMap::new(),
@@ -146,7 +157,9 @@ impl Oracle {
                     );
                     if let Some(current) = job.current {
                         // Its report may have been acknowledged, and is forgotten everywhere.
-                        self.truths.entry(current.fence).or_default().report = None;
+                        let truth = self.truths.entry(current.fence).or_default();
+                        truth.report = None;
+                        truth.excused = true;
                     }
                     self.live += usize::from(job.end.is_none());
                     self.jobs.insert(id, job);
@@ -186,6 +199,7 @@ impl Oracle {
             ever_started: false,
             current: None,
             cancelling: None,
+            cancelling_since: Time::ZERO,
             end: None,
             promised: false,
             spent: false,
@@ -339,6 +353,14 @@ impl Oracle {
             }
             Charge::Return => {
                 let reported = truth.report.filter(|(_, _, by)| Some(*by) == instance);
+                let never_arrived = again.reason == Reason::WorkerLost
+                    || truth.starts == 0
+                    || reported.is_some()
+                    || truth.excused;
+                assert!(
+                    never_arrived,
+                    "{fence:?} was taken back as not held, and runs: {truth:?}"
+                );
                 let kept_nothing = match reported {
                     // Lost, it may have done anything.
                     _ if again.reason == Reason::WorkerLost => true,
@@ -394,6 +416,7 @@ impl Oracle {
     fn end(&mut self, ended: &Ended) {
         let id = ended.job;
         let was_asked = self.asked_to_stop.contains(&id);
+        let peaceful = self.peaceful;
         let truth = ended
             .fence
             .and_then(|fence| self.truths.get(&fence).cloned())
@@ -416,6 +439,14 @@ impl Oracle {
             "the end of {id:?} is its current attempt's (P3)"
         );
         job.end = Some((ended.state, ended.reason));
+        if peaceful && job.cancelling.is_some() && job.class.spec.kind == Kind::Command {
+            let grace = job.class.spec.grace.unwrap_or(KILL_GRACE);
+            let took = ended.at.since(job.cancelling_since);
+            assert!(
+                took <= grace + SLACK,
+                "{id:?} was told to end and took {took:?}"
+            );
+        }
         let spec = &job.class.spec;
         match (ended.state, ended.reason) {
             (JobState::Succeeded, Reason::None) => {
@@ -494,6 +525,7 @@ impl Oracle {
             reason => panic!("{reason:?} is no reason to cancel"),
         }
         job.cancelling = Some(cancelling.reason);
+        job.cancelling_since = cancelling.at;
     }
 
     // What the world tells.

@@ -80,6 +80,7 @@ struct Args {
     count: Option<u64>,
     seconds: Option<u64>,
     trace: bool,
+    keep_going: bool,
     check_every: Option<u64>,
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn main(args: impl Iterator<Item = String>) -> ExitCode {
         Ok(args) => go(&args),
         Err(why) => {
             print(&format!(
-                "{why}\nusage: sim [--seconds N] [--seed N] [--count N] [--trace] [--check-every N]"
+                "{why}\nusage: sim [--seconds N] [--seed N] [--count N] [--trace] [--keep-going] [--check-every N]"
             ));
             ExitCode::from(2)
         }
@@ -98,9 +99,16 @@ pub(crate) fn main(args: impl Iterator<Item = String>) -> ExitCode {
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
     let mut parsed = Args::default();
     while let Some(arg) = args.next() {
-        if arg == "--trace" {
-            parsed.trace = true;
-            continue;
+        match arg.as_str() {
+            "--trace" => {
+                parsed.trace = true;
+                continue;
+            }
+            "--keep-going" => {
+                parsed.keep_going = true;
+                continue;
+            }
+            _ => {}
         }
         let place = match arg.as_str() {
             "--seed" => &mut parsed.seed,
@@ -155,6 +163,9 @@ fn go(args: &Args) -> ExitCode {
         }
         match run(&options(seed), Wanted::Nothing) {
             Ok(tally) => sum.add(&tally),
+            Err(failure) if args.keep_going => {
+                print(&format!("seed {seed}: {}", failure.why));
+            }
             Err(_) => {
                 print(&explain(&options(seed)));
                 print(&sum.report(seconds(ClockId::ProcessCPUTime)));

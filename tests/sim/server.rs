@@ -207,7 +207,7 @@ impl Server {
             read_at: None,
             post_at: None,
             turns: 0,
-            check_at: 0,
+            check_at: options.check_every,
             spare: Vec::new(),
         }
     }

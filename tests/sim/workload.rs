@@ -112,6 +112,11 @@ impl Workload {
         }
     }
 
+    /// Jobs wished for so far.
+    pub(crate) fn planned(&self) -> u64 {
+        self.next_plan - 1
+    }
+
     /// What that attempt at the plan does.
     pub(crate) fn behaviour(&self, plan: u64, attempt: Attempt, kind: Kind) -> Behaviour {
         let mut rng = Rng::new(mix(self.seed ^ plan << 20 ^ u64::from(attempt.raw())));

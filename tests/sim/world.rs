@@ -100,6 +100,7 @@ pub(crate) enum Happening {
         at: usize,
     },
     Peace,
+    InstantsCome,
 }
 
 struct Entry(u64, u64, Happening);
@@ -215,7 +216,10 @@ impl World {
         }
         let mut world = Self {
             disk: Disk::new(options.seed),
-            oracle: Arc::new(Mutex::new(Oracle::new(options.durability))),
+            oracle: Arc::new(Mutex::new(Oracle::new(
+                options.durability,
+                options.faults.iter().all(|every| *every == 0),
+            ))),
             options,
             rng,
             now: 0,
@@ -396,7 +400,7 @@ impl World {
                 }
             }
             Happening::Submits => {
-                if !self.peace && self.oracle().submitted < self.options.jobs_max {
+                if !self.peace && self.workload.planned() < self.options.jobs_max {
                     self.submits();
                     let delay = self.rng.waits(self.options.request_every);
                     self.after(delay, what);
@@ -420,6 +424,8 @@ impl World {
             Happening::Heals { at } => self.heals(at),
             Happening::HasRoom { at } => self.machines[at].no_room = false,
             Happening::Peace => self.make_peace(),
+            // Every instant that anybody named, whatever the clock showed then.
+            Happening::InstantsCome => self.wall_offset_ms = 2 * 86_400_000,
         }
     }
 
@@ -991,8 +997,7 @@ impl World {
     fn make_peace(&mut self) {
         self.trace.say(self.now, || "peace".into());
         self.peace = true;
-        // Every instant that anybody named has come.
-        self.wall_offset_ms = 2 * 86_400_000;
+        self.after(5 * S, Happening::InstantsCome);
         self.disk_full = false;
         self.disk_slow = false;
         self.unknown_next = false;

@@ -13,6 +13,7 @@
 
 pub mod id;
 pub mod limits;
+pub mod mutation;
 pub mod outcome;
 pub mod state;
 

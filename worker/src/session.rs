@@ -23,7 +23,7 @@ use hostler_wire::frame::{
     Reports, Resumed, Returned, Started, Stop, Task, Work,
 };
 use hostler_wire::limits::{BATCH_ITEMS_MAX, EPOCHS_MAX, HELD_MAX, MESSAGE_BYTES_MAX};
-use hostler_wire::{Detail, Epoch, Fence, Outcome};
+use hostler_wire::{Detail, Epoch, Fence, Outcome, mutation};
 
 use crate::clock::{Span, Time};
 
@@ -438,6 +438,9 @@ impl Session {
             .attempts
             .iter()
             .filter(|(_, phase)| match phase {
+                Phase::Starting | Phase::Running(_) if mutation::is("running work not listed") => {
+                    false
+                }
                 Phase::Starting => true,
                 Phase::Running(run) => run.ending != Some(Why::Void),
                 Phase::Waiting | Phase::Ended => false,
@@ -581,7 +584,9 @@ impl Session {
 
     fn on_disconnected(&mut self) {
         self.link = Link::Down;
-        self.sent = self.acked;
+        if !mutation::is("report not sent again") {
+            self.sent = self.acked;
+        }
         self.returned.clear();
         // The next login says that these have started, which tells the server the same.
         self.untold = 0;
@@ -884,7 +889,7 @@ impl Session {
                 continue;
             };
             self.used += 1;
-            if self.is_inline(&work.task) {
+            if self.is_inline(&work.task) || mutation::is("started before it was said") {
                 self.start(now, fence, work, out);
             } else {
                 self.attempts.insert(fence, Phase::Starting);
@@ -1185,7 +1190,9 @@ impl Session {
     }
 
     fn leave_slot(&mut self, fence: Fence, run: &Run) {
-        self.used -= 1;
+        if !mutation::is("slot leaked") {
+            self.used -= 1;
+        }
         self.voided -= usize::from(run.ending == Some(Why::Void));
         self.stoppable -= usize::from(run.stop_when_cut_off && run.ending.is_none());
         if let Some(at) = run.due {

@@ -5,7 +5,7 @@
 //! and what was taken and not committed when the process died is skipped by the next one. A tidy stop takes the unused
 //! rest back.
 
-use hostler_wire::JobId;
+use hostler_wire::{JobId, mutation};
 
 /// How far ahead ids are promised: above what one batch takes, and small enough that the gap after a crash is no
 /// riddle.
@@ -23,7 +23,11 @@ impl Ids {
     /// Goes on where the store left off; nothing may be taken before the first promise.
     pub(super) fn new(next: JobId) -> Self {
         Self {
-            next: next.raw(),
+            next: if mutation::is("id given out again after a crash") {
+                next.raw().saturating_sub(BLOCK).max(1)
+            } else {
+                next.raw()
+            },
             promised: next.raw(),
         }
     }

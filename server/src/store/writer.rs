@@ -27,7 +27,7 @@ use bytes::Bytes;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::spec::{Class, ClassId, ClassSpec, Run};
 use hostler_engine::{Fact, Span, Time, When};
-use hostler_wire::{JobId, JobState};
+use hostler_wire::{JobId, JobState, mutation};
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Stamp};
@@ -130,6 +130,8 @@ pub struct Counters {
     pub refused: Counter,
     /// Jobs that have not ended.
     pub live: Counter,
+    /// Bytes in the database's log; grows while a reader holds an old snapshot.
+    pub log_bytes: Counter,
 }
 
 /// Starts the thread. A panic in it ends the process: the store is the truth, and the next start recovers from it.
@@ -526,6 +528,7 @@ impl Writer {
         let facts_sync = self.durability == Durability::Fsync && !self.facts.is_empty();
         let ids_through = self.ids.promise(self.ids_wanted);
         let purges: Vec<JobId> = self.purges.iter().map(|(job, _)| *job).collect();
+        let unsynced = mutation::is("commit not synced");
         let sync = turn.sync || facts_sync || !purges.is_empty() || self.ids_wanted > 0;
         Some(Open {
             stamp,
@@ -533,7 +536,7 @@ impl Writer {
             totals,
             ids_through,
             purges,
-            sync,
+            sync: sync && !unsynced,
         })
     }
 
@@ -694,6 +697,9 @@ impl Writer {
         (token, key): &(Arc<str>, Arc<str>),
         hash: &[u8; 32],
     ) -> Option<Result<Accepted, SubmitError>> {
+        if mutation::is("idempotency key forgotten") {
+            return None;
+        }
         let record = match self.store.key(token, key) {
             Ok(record) => record?,
             Err(error) => return Some(Err(SubmitError::Refused(error))),
@@ -870,6 +876,9 @@ impl Writer {
             tracing::warn!(%error, "the store refuses commits");
         }
         self.counters.refused.add(1);
+        if mutation::is("facts of a refused commit dropped") {
+            self.facts.clear();
+        }
         self.health.set_store(Some(error.message.clone()));
         self.retry_at = Some(stamp.engine + self.retry_delay);
         self.retry_delay = self.retry_delay.times(2).min(RETRY_LAST);
@@ -926,6 +935,11 @@ impl Writer {
 
     fn die(&mut self, error: StoreError) {
         self.flow = Flow::Dead;
+        // These were in no commit at all, and may hear that.
+        for Waiting { submission, reply } in mem::take(&mut self.waiting) {
+            let refusal = Err(SubmitError::Refused(error.clone()));
+            self.answer(reply, submission.bytes, refusal);
+        }
         if let Some(fatal) = self.fatal.take() {
             fatal(error);
         }
@@ -942,7 +956,9 @@ impl Writer {
         if self.flow != Flow::Serving {
             return false;
         }
-        match self.store.maintain(&self.clock.stamp()) {
+        let done = self.store.maintain(&self.clock.stamp());
+        self.counters.log_bytes.set(self.store.log_bytes());
+        match done {
             Ok(more) => more,
             Err(error) => {
                 match error.kind {

@@ -1,0 +1,115 @@
+//! The fixed seeds, fresh ones, and deliberate bugs that must be found.
+
+use rustix::time::ClockId;
+
+use crate::options::Options;
+use crate::runner::{Sum, explain, fresh, run, seconds};
+use crate::trace::Wanted;
+
+/// Seeds that once failed, or that cover something seldom: a number and why, a line each.
+const SEEDS: &str = include_str!("seeds.txt");
+
+/// How long fresh seeds are tried.
+const FRESH_SECONDS: f64 = 30.0;
+
+fn pass(seeds: impl Iterator<Item = u64>, until: f64) -> Sum {
+    let mut sum = Sum::default();
+    for seed in seeds {
+        if seconds(ClockId::Monotonic) >= until {
+            break;
+        }
+        match run(&Options::of(seed), Wanted::Nothing) {
+            Ok(tally) => sum.add(&tally),
+            Err(_) => panic!("{}", explain(&Options::of(seed))),
+        }
+    }
+    sum
+}
+
+#[test]
+fn the_seeds_that_once_failed_pass() {
+    let seeds = SEEDS.lines().filter(|line| !line.starts_with('#'));
+    let seeds = seeds.filter_map(|line| line.split_whitespace().next());
+    let sum = pass(seeds.map(|n| n.parse().expect("a seed")), f64::INFINITY);
+    assert!(sum.seeds > 0);
+    crate::print(&sum.report(seconds(ClockId::ProcessCPUTime)));
+}
+
+#[test]
+fn fresh_seeds_pass() {
+    let until = seconds(ClockId::Monotonic) + FRESH_SECONDS;
+    let sum = pass(fresh().., until);
+    crate::print(&sum.report(seconds(ClockId::ProcessCPUTime)));
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let options = Options::of(1);
+    let runs = [0, 1].map(|_| run(&options, Wanted::Nothing).map(|tally| format!("{tally:?}")));
+    let [Ok(one), Ok(other)] = runs else {
+        panic!("{}", explain(&options));
+    };
+    assert_eq!(one, other);
+}
+
+/// Each of them is one line in engine, server or worker, and is found by the oracle alone: the parts' own checks are off.
+#[cfg(feature = "mutations")]
+#[test]
+fn every_deliberate_bug_is_found() {
+    use hostler_wire::mutation::turn_on;
+
+    /// All are found within this many seeds.
+    const SEEDS_MAX: u64 = 300;
+    const BUGS: [&str; 24] = [
+        "acknowledged before its commit",
+        "assigned before its commit",
+        "cancel forgotten",
+        "cancelling job tried again",
+        "commit not synced",
+        "durations on the wall clock",
+        "every start is the first",
+        "expiry ignored",
+        "facts of a refused commit dropped",
+        "fence not compared",
+        "id given out again after a crash",
+        "idempotency key forgotten",
+        "loss charged though not started",
+        "losses without end",
+        "lowest priority first",
+        "no backstop for timeouts",
+        "one try too many",
+        "report not sent again",
+        "retry loses its place",
+        "retry timer lost",
+        "running work not listed",
+        "slot leaked",
+        "started before it was said",
+        "worker never lost",
+    ];
+    let mut missed = Vec::new();
+    for bug in BUGS {
+        turn_on(bug);
+        let found = (1..=SEEDS_MAX).find_map(|seed| {
+            let mut options = Options::of(seed);
+            options.check_every = u64::MAX;
+            let failure = run(&options, Wanted::Nothing).err()?;
+            Some((seed, failure))
+        });
+        turn_on("");
+        match found {
+            Some((seed, failure)) => {
+                let why = failure.why.lines().last().unwrap_or_default().to_owned();
+                let why: String = why.chars().take(90).collect();
+                crate::print(&format!("{bug:36} {seed:>4} seeds   {why}"));
+            }
+            None => {
+                crate::print(&format!("{bug:36} not found"));
+                missed.push(bug);
+            }
+        }
+    }
+    assert!(
+        missed.is_empty(),
+        "not found in {SEEDS_MAX} seeds: {missed:?}"
+    );
+}
