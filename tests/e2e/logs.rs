@@ -226,8 +226,9 @@ fn a_cancelled_flood_ends_with_what_it_wrote_until_its_end_and_says_what_is_miss
         }
         assert_eq!(value["offset"], at, "a gap that was not told");
         let data = data_of(&value);
-        let from = usize::try_from(at).unwrap();
-        let same = printed.len().min(from + data.len()) - from;
+        // The copy may lack the very last: `tee` writes to its output first.
+        let from = usize::try_from(at).unwrap().min(printed.len());
+        let same = data.len().min(printed.len() - from);
         assert!(
             data[..same] == printed[from..from + same],
             "not what was printed at {at}"

@@ -184,6 +184,7 @@ impl Spool {
         let logs = self.running.get(&fence).copied();
         let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block);
         let mut insist = insist;
+        let mut share = true;
         loop {
             let output = self
                 .outputs
@@ -203,11 +204,11 @@ impl Spool {
                 return;
             }
             // No room in memory: what was gathered goes to a file, and this begins to be gathered, or goes there too.
-            let spilled = self.spill_tail(fence, stream).and_then(|()| {
+            let spilled = self.spill_tail(fence, stream, share).and_then(|()| {
                 let output = self.outputs.get_mut(&fence).expect("made above");
                 let track = output.track(stream);
                 if part.len() >= TAIL_BYTES || track.over.is_some() {
-                    return self.spill_new(fence, (stream, offset, at_ms), part);
+                    return self.spill_new(fence, (stream, offset, at_ms), part, share);
                 }
                 track.open(offset, at_ms, part);
                 track.over = Some(offset);
@@ -220,7 +221,9 @@ impl Spool {
                 // Its pipes were read because there was room: nothing of it goes, whatever has become of that.
                 Err(_) if waits => insist = true,
                 Err(NoRoom::Share) if self.drop_oldest(fence) => {}
-                Err(NoRoom::Share | NoRoom::Full) => break,
+                // All of it is on its way, which is bounded elsewhere, or its head: the newest is not what goes.
+                Err(NoRoom::Share) => share = false,
+                Err(NoRoom::Full) => break,
                 Err(NoRoom::Failed(error)) => {
                     tracing::warn!(%fence, %error, "output cannot be spooled: dropping it");
                     break;
@@ -237,7 +240,9 @@ impl Spool {
         let none = Output::default();
         let output = self.outputs.get(&fence).unwrap_or(&none);
         fits_memory(&self.limits, output, self.memory_bytes, bytes + PIECE_BYTES)
-            || self.fits_file(output, bytes + CHUNK_BYTES_MAX).is_ok()
+            || self
+                .fits_file(output, bytes + CHUNK_BYTES_MAX, true)
+                .is_ok()
     }
 
     /// Whether room was made since this was last asked.
@@ -367,14 +372,14 @@ impl Spool {
         }
     }
 
-    /// Whether files have room for so much of this attempt.
-    fn fits_file(&self, output: &Output, bytes: usize) -> Result<(), NoRoom> {
+    /// Whether files have room for so much of this attempt, within its share if that is to be kept to.
+    fn fits_file(&self, output: &Output, bytes: usize, share: bool) -> Result<(), NoRoom> {
         let sharing = self.spilling + u64::from(output.file_bytes == 0);
-        let share = self.limits.file_bytes / 2 / sharing;
+        let of_all = self.limits.file_bytes / 2 / sharing;
         let most = if sharing == 1 {
             self.limits.attempt_file_bytes
         } else {
-            self.limits.attempt_file_bytes.min(share)
+            self.limits.attempt_file_bytes.min(of_all)
         };
         // More than the server will keep is of no use; a job that waits is to lose nothing.
         let wanted = match output.logs {
@@ -383,7 +388,7 @@ impl Spool {
             }
             _ => u64::MAX,
         };
-        if output.file_bytes + bytes as u64 > most.min(wanted) {
+        if share && output.file_bytes + bytes as u64 > most.min(wanted) {
             Err(NoRoom::Share)
         } else if !self.spill.has_room(bytes) {
             Err(NoRoom::Full)
@@ -398,9 +403,10 @@ impl Spool {
         fence: Fence,
         (stream, offset, at_ms): (Stream, u64, u64),
         part: &[u8],
+        share: bool,
     ) -> Result<(), NoRoom> {
         let output = self.outputs.get(&fence).ok_or(NoRoom::Full)?;
-        self.fits_file(output, part.len())?;
+        self.fits_file(output, part.len(), share)?;
         let spot = self.spill.put(part).map_err(NoRoom::Failed)?;
         let output = self.outputs.get_mut(&fence).expect("looked at above");
         self.spilling += u64::from(output.file_bytes == 0);
@@ -414,7 +420,7 @@ impl Spool {
     }
 
     /// Puts what a stream has gathered, if it is not on its way yet, into a file.
-    fn spill_tail(&mut self, fence: Fence, stream: Stream) -> Result<(), NoRoom> {
+    fn spill_tail(&mut self, fence: Fence, stream: Stream, share: bool) -> Result<(), NoRoom> {
         let Some(output) = self.outputs.get_mut(&fence) else {
             return Ok(());
         };
@@ -423,7 +429,7 @@ impl Spool {
         };
         let bytes = tail.len();
         let output = &self.outputs[&fence];
-        self.fits_file(output, bytes)?;
+        self.fits_file(output, bytes, share)?;
         let output = self.outputs.get_mut(&fence).expect("looked at above");
         let tail = output.track(stream).tail().expect("looked at above");
         let spot = self.spill.put(tail).map_err(NoRoom::Failed)?;
@@ -450,7 +456,7 @@ impl Spool {
                         .is_none_or(|logs| logs.overflow == Overflow::Drop)
             });
             while over
-                && matches!(self.spill_tail(fence, stream), Err(NoRoom::Share))
+                && matches!(self.spill_tail(fence, stream, true), Err(NoRoom::Share))
                 && self.drop_oldest(fence)
             {}
         }
@@ -862,6 +868,32 @@ mod tests {
         assert!(waits > 100);
         spool.close(fence(1), offset, 0);
         assert_eq!(spool.outputs[&fence(1)].dropped_bytes, 0);
+    }
+
+    #[test]
+    fn while_all_is_on_its_way_the_newest_is_kept_beyond_the_share() {
+        const K: u64 = CHUNK_BYTES_MAX as u64;
+        let mut spool = Spool::new(SpoolLimits {
+            memory_bytes: 100_000,
+            ..SpoolLimits::default()
+        });
+        spool.begin(fence(1), logs(1_000));
+        for n in 0..40 {
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                n * K,
+                n,
+                &vec![b'x'; CHUNK_BYTES_MAX],
+                false,
+            );
+            while spool.next_frame().is_some() {}
+        }
+        spool.push(fence(1), Stream::Stdout, 40 * K, 41, b"the end", false);
+        spool.close(fence(1), 40 * K + 7, 0);
+        let (text, end) = sent(&mut spool);
+        assert!(text.ends_with("the end"));
+        assert_eq!(end.unwrap().dropped_bytes, 0);
     }
 
     #[test]
