@@ -7,9 +7,11 @@
 //! - [`system`]: starts and stops a server with a worker, from the `hostler` binary.
 //! - [`http`]: a closed loop of requests on many connections. [`load`]: jobs through it, counted and checked.
 //! - [`responder`], [`spawn`], [`append`], [`cat`]: what the figures are compared with.
+//! - [`backlog`]: a start with many jobs queued.
 //! - [`figures`], [`logs`]: the figures themselves. [`report`]: how they are told.
 
 pub mod append;
+pub mod backlog;
 pub mod cat;
 pub mod clock;
 pub mod figures;

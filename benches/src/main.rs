@@ -15,7 +15,7 @@ use hostler_benches::clock::Moment;
 use hostler_benches::figures::{self, Sizes};
 use hostler_benches::load::{self, Load, per_second};
 use hostler_benches::report::Figure;
-use hostler_benches::{logs, report, system};
+use hostler_benches::{backlog, logs, report, system};
 use serde_json::json;
 
 /// Hostler's load test. Loopback only, bounded in count and time
@@ -61,6 +61,15 @@ enum Command {
         /// Jobs one at a time
         #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         idle_jobs: u32,
+    },
+    /// Queue jobs, kill the server, start it: how long until it dispatches, and memory a queued job
+    Backlog {
+        /// The hostler binary [default: beside this program]
+        #[arg(long, env = "HOSTLER_BIN")]
+        binary: Option<PathBuf>,
+        /// How many jobs
+        #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=50_000_000))]
+        jobs: u64,
     },
     /// Measure output: its speed, its delay, what others feel of a job that writes at full speed
     Logs {
@@ -132,6 +141,7 @@ fn main() -> ExitCode {
             };
             measure(binary, &only, &sizes, cli.output)
         }
+        Command::Backlog { binary, jobs } => measure_backlog(binary, jobs, cli.output),
         Command::Logs {
             binary,
             runs,
@@ -188,6 +198,15 @@ fn measure(binary: Option<PathBuf>, only: &[Which], sizes: &Sizes, form: Form) -
         all.extend(figures::idle(&binary, sizes)?);
     }
     tell(&all, form);
+    Ok(())
+}
+
+fn measure_backlog(binary: Option<PathBuf>, jobs: u64, form: Form) -> Result<()> {
+    let measured = backlog::measure(&system::find_binary(binary)?, jobs)?;
+    match form {
+        Form::Json => println!("{:#}", measured.as_json()),
+        Form::Table => println!("{}", measured.as_line()),
+    }
     Ok(())
 }
 

@@ -176,7 +176,7 @@ impl Drop for System {
 }
 
 /// A process that is not left behind.
-struct Reaped(Option<Child>);
+pub(crate) struct Reaped(pub(crate) Option<Child>);
 
 impl Drop for Reaped {
     fn drop(&mut self) {
@@ -267,6 +267,6 @@ fn peak_mib(pid: u32) -> Result<f64> {
     Ok(f64::from(kib) / 1_024.0)
 }
 
-fn free_port() -> Result<SocketAddr> {
+pub(crate) fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

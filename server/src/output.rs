@@ -13,6 +13,8 @@ mod page;
 mod record;
 mod segment;
 mod segments;
+#[cfg(test)]
+mod shadow;
 mod thread;
 mod verify;
 

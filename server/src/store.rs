@@ -9,6 +9,7 @@ pub mod sqlite;
 pub mod verify;
 pub mod writer;
 
+mod checkpoint;
 mod class;
 mod fold;
 mod ids;

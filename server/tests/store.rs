@@ -1940,6 +1940,39 @@ fn a_mark_on_its_way_keeps_what_living_jobs_above_it_need() {
     assert_eq!(t.restored(), before);
 }
 
+#[test]
+fn a_log_held_up_by_a_reader_grows_is_counted_and_begins_anew_when_the_reader_is_gone() {
+    let ground = Directory::new();
+    let mut store = ground.sqlite();
+    store.checkpoint_every(8);
+    let mut t = Trial::on(Box::new(store));
+    let mut step = || {
+        t.submit(200);
+        t.now = t.now + hostler_engine::Span::from_secs(2);
+        let stamp = t.stamp();
+        t.store.maintain(&stamp).unwrap();
+        t.store.log_bytes()
+    };
+    let alone: Vec<u64> = (0..20).map(|_| step()).collect();
+    let most = alone.iter().max().unwrap();
+    assert!(*most < 40 * 16_384, "it is used anew by itself: {alone:?}");
+
+    let reader = ground.database();
+    reader.execute_batch("BEGIN").unwrap();
+    let count = || -> u64 {
+        let sql = "SELECT count(*) FROM jobs";
+        reader.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let before = count();
+    let held: Vec<u64> = (0..20).map(|_| step()).collect();
+    assert!(held.is_sorted(), "{held:?}");
+    assert!(held[19] > 2 * most, "{held:?} beside {most}");
+    assert_eq!(count(), before, "the reader still sees its snapshot");
+    reader.execute_batch("COMMIT").unwrap();
+    let after: Vec<u64> = (0..3).map(|_| step()).collect();
+    assert!(after[2] <= *most, "{after:?} beside {most}");
+}
+
 // What only memory can show: its faults.
 
 #[test]

@@ -30,36 +30,28 @@ fn a_stopping_server_says_so_first_takes_nothing_more_and_leaves_jobs_running() 
     });
     let queued = cluster.submit(&effects.job("true"));
 
-    let start = now();
-    cluster.server().signal(Signal::TERM);
-    // Connections of their own, as a load balancer makes them.
-    let refusal = hostler_tests::wait_for(PATIENCE, "readyz says that it stops", || {
-        let answer = cluster.client().send(Request::get("/readyz")).ok()?;
-        (answer.status == 503).then_some(answer)
-    });
-    assert_eq!(refusal.problem(503)["code"], "not_ready");
-    assert!(refusal.header("retry-after").is_some());
-    let job = json!({"command": ["true"]});
-    let answer = cluster.client().post("/jobs", &job);
-    assert_eq!(answer.problem(503)["code"], "stopping");
-    assert!(answer.header("retry-after").is_some());
-    // What is known can still be asked.
-    assert_eq!(cluster.job(running)["state"], "running");
-    cluster.client().get("/healthz").expect(200);
-
-    let end = cluster.server().wait(PATIENCE);
-    eprintln!(
-        "stopped after {:.1?}, the limit is {limit:?}",
-        elapsed(start)
-    );
-    end.expect_code(0);
-    assert!(elapsed(start) < limit + PATIENCE / 3);
-    let wal = fs::metadata(cluster.data().join("hostler.db-wal")).map_or(0, |it| it.len());
-    assert_eq!(wal, 0, "what was committed is not in the database itself");
+    // It waits two seconds for the frozen worker; should this machine have no time for us just then, once more.
+    let mut has_said_so = false;
+    for _ in 0..3 {
+        let start = now();
+        cluster.server().signal(Signal::TERM);
+        has_said_so = says_that_it_stops(&mut cluster, running).is_some();
+        let end = cluster.server().wait(PATIENCE);
+        let took = elapsed(start);
+        eprintln!("stopped after {took:.1?}, the limit is {limit:?}");
+        end.expect_code(0);
+        assert!(took < limit + PATIENCE / 3);
+        let wal = fs::metadata(cluster.data().join("hostler.db-wal")).map_or(0, |it| it.len());
+        assert_eq!(wal, 0, "what was committed is not in the database itself");
+        cluster.start_anew();
+        if has_said_so {
+            break;
+        }
+    }
+    assert!(has_said_so, "nobody heard that it stops");
     assert_eq!(effects.of(running).len(), 1);
 
     second.process.thaw();
-    cluster.start_anew();
     for id in [assigned, queued] {
         assert_eq!(cluster.await_end(id)["state"], "succeeded");
         assert_eq!(effects.of(id).len(), 1, "job {id}");
@@ -74,6 +66,33 @@ fn a_stopping_server_says_so_first_takes_nothing_more_and_leaves_jobs_running() 
     );
     assert_eq!(effects.of(running).len(), 1);
     cluster.database().check();
+}
+
+/// Asks a server that was told to stop, on new connections as a load balancer makes them. None if it was gone before all
+/// was asked.
+fn says_that_it_stops(cluster: &mut Cluster, running: u64) -> Option<()> {
+    let refusal = loop {
+        if !cluster.server().runs() {
+            return None;
+        }
+        let answer = cluster.client().send(Request::get("/readyz")).ok()?;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refusal.problem(503)["code"], "not_ready");
+    assert!(refusal.header("retry-after").is_some());
+    let job = Request::post("/jobs").json(&json!({"command": ["true"]}));
+    let answer = cluster.client().send(job).ok()?;
+    assert_eq!(answer.problem(503)["code"], "stopping");
+    assert!(answer.header("retry-after").is_some());
+    // What is known can still be asked.
+    let path = format!("/jobs/{running}?live=0");
+    let view = cluster.client().send(Request::get(path)).ok()?;
+    assert_eq!(view.expect(200).json()["state"], "running");
+    let health = cluster.client().send(Request::get("/healthz")).ok()?;
+    health.expect(200);
+    Some(())
 }
 
 #[test]

@@ -399,16 +399,17 @@ fn a_hundred_thousand_jobs_with_a_line_each_cost_a_bounded_amount_of_memory_and_
     let figures = Figures::start(&mut cluster, worker.process.memory_kib("VmRSS"));
     let count = size(1_000, 100_000);
     let mut last = 0;
+    let mut client = cluster.client();
     for _ in 0..count / 1_000 {
+        // No more than some thousands at a time: what waits is memory too, but not of output.
+        wait_for(LONG, "few are under way", || {
+            let stats = client.get("/stats").expect(200).json();
+            (stats["queued"].as_u64() < Some(2_000)).then_some(())
+        });
         let many = vec![json!({"command": ["echo", "a line"]}); 1_000];
-        let answer = cluster
-            .client()
-            .post("/jobs", &Value::Array(many))
-            .expect(201)
-            .json();
+        let answer = client.post("/jobs", &Value::Array(many)).expect(201).json();
         last = answer["first_id"].as_u64().unwrap() + 999;
     }
-    let mut client = cluster.client();
     wait_for(LONG, "all have ended", || {
         let stats = client.get("/stats").expect(200).json();
         (stats["queued"] == 0 && stats["running"] == 0).then_some(())

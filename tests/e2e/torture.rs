@@ -5,7 +5,7 @@
 //!
 //! `load` submits, cancels and watches; `blows` is what is done to the processes and to the wire; `verdict` compares.
 //!
-//! `HOSTLER_TESTS_FULL=1` deals 1,000 kills, which takes about twenty minutes; `HOSTLER_TESTS_SEED` repeats a run's choices;
+//! `HOSTLER_TESTS_FULL=1` deals 1,000 kills, which takes about seven minutes; `HOSTLER_TESTS_SEED` repeats a run's choices;
 //! `HOSTLER_TESTS_SOAK_SECONDS` makes `a_soak_leaves_no_trace_in_memory_and_files` go on for so long.
 
 mod blows;
@@ -26,12 +26,12 @@ const SUBMITTERS: usize = 3;
 
 #[test]
 fn nothing_is_lost_or_recorded_twice_however_server_and_workers_are_killed() {
-    torture("torture", false, size(12, 1_000));
+    torture("torture", false, size(8, 1_000));
 }
 
 #[test]
 fn nothing_is_lost_either_when_the_wire_is_cut_held_and_damaged_meanwhile() {
-    torture("torture on a bad wire", true, size(6, 300));
+    torture("torture on a bad wire", true, size(5, 300));
 }
 
 /// One run: so many kills among other blows.

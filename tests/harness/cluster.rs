@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::clock::{PATIENCE, eventually, wait_for};
 use crate::database::Database;
+use crate::disk::SmallDisk;
 use crate::effects::Effects;
 use crate::http::{Client, Request, Response};
 use crate::process::{Finished, Process};
@@ -24,6 +25,7 @@ pub struct Cluster {
     http: SocketAddr,
     workers: SocketAddr,
     data: PathBuf,
+    disk: Option<SmallDisk>,
     // Last, because it removes what the others still use.
     scratch: Scratch,
 }
@@ -60,10 +62,36 @@ impl Cluster {
             http: SocketAddr::from(([127, 0, 0, 1], free_port())),
             workers: SocketAddr::from(([127, 0, 0, 1], free_port())),
             data: scratch.join("data"),
+            disk: None,
             scratch,
         };
         cluster.start_server();
         cluster
+    }
+
+    /// A server whose data lie on a disk of so many MiB, ready; none where such a disk may not be made.
+    #[track_caller]
+    pub fn on_small_disk(mib: u32) -> Option<Self> {
+        let scratch = Scratch::new();
+        let disk = SmallDisk::mount(&scratch.join("small"), mib)?;
+        let mut cluster = Self {
+            server: None,
+            flags: Vec::new(),
+            env: Vec::new(),
+            http: SocketAddr::from(([127, 0, 0, 1], free_port())),
+            workers: SocketAddr::from(([127, 0, 0, 1], free_port())),
+            data: scratch.join("small/data"),
+            disk: Some(disk),
+            scratch,
+        };
+        cluster.start_server();
+        Some(cluster)
+    }
+
+    /// The disk of [`Cluster::on_small_disk`].
+    #[track_caller]
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("it has a disk of its own")
     }
 
     /// Starts the server, which does not run, and waits until it is ready.

@@ -125,12 +125,18 @@ impl Database {
     /// What `hostler verify` reports; its end says the same.
     #[track_caller]
     pub fn verify(&self) -> Value {
+        Self::verify_in(&self.data_dir)
+    }
+
+    /// The same where the database may be beyond opening.
+    #[track_caller]
+    pub fn verify_in(data_dir: &Path) -> Value {
         let output = Command::new(find_binary())
             .arg("verify")
-            .arg(&self.data_dir)
+            .arg(data_dir)
             .args(["-o", "json"])
             .env_clear()
-            .env("HOME", &self.data_dir)
+            .env("HOME", data_dir)
             .output()
             .unwrap();
         let report: Value = serde_json::from_slice(&output.stdout)

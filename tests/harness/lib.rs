@@ -18,6 +18,7 @@ mod binary;
 mod clock;
 mod cluster;
 mod database;
+mod disk;
 mod effects;
 mod http;
 mod impostor;
@@ -33,6 +34,7 @@ pub use clock::{
 };
 pub use cluster::{Cluster, WorkerProc};
 pub use database::Database;
+pub use disk::SmallDisk;
 pub use effects::{Effects, Start};
 pub use http::{Client, Request, Response, Streaming};
 pub use impostor::Impostor;

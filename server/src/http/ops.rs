@@ -134,9 +134,10 @@ pub(super) fn healthz() -> Result<Response<Body>, Box<Refusal>> {
     }))
 }
 
-/// `GET /readyz`: jobs can be submitted.
+/// `GET /readyz`: jobs can be submitted, and what they print can be kept.
 pub(super) fn readyz(parts: &Parts) -> Result<Response<Body>, Box<Refusal>> {
-    match parts.health.trouble() {
+    let trouble = parts.health.trouble();
+    match trouble.or_else(|| parts.output.status().trouble()) {
         None => Ok(json(&Health {
             status: Cow::Borrowed("ready"),
         })),

@@ -21,7 +21,7 @@ use hostler_wire::frame::OutputEnd;
 
 use super::log::{Extent, Rules};
 use super::record::{Key, limit_from_number, limit_to_number, u32_at, u64_at};
-use super::segment::sync_dir;
+use super::segment::{sync_dir, sync_file};
 
 /// Most stretches of job ids kept in memory for a segment.
 const RANGES_MAX: usize = 32;
@@ -115,7 +115,7 @@ impl Sealed {
         let path = path_of(dir, number);
         let temporary = path.with_extension("tmp");
         let written = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_data()))
+            .and_then(|mut file| file.write_all(&bytes).and_then(|()| sync_file(&file)))
             .and_then(|()| segment())
             .and_then(|()| std::fs::rename(&temporary, &path))
             .and_then(|()| sync_dir(dir));
@@ -188,6 +188,11 @@ impl Sealed {
         self.ranges
             .get(place)
             .is_some_and(|(low, _)| *low <= job.raw())
+    }
+
+    /// The highest job it has anything of.
+    pub(super) fn top(&self) -> u64 {
+        self.ranges.last().map_or(0, |(_, high)| *high)
     }
 
     /// All it has of a job, by key. An error of kind `InvalidData` names damage.

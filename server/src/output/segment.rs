@@ -20,6 +20,7 @@ pub(super) const SEGMENT_HEADER_BYTES: u32 = 40;
 /// No segment of ours is larger: a batch is written only into one below its usual size.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const MAGIC: &[u8; 8] = b"HOSTSEG1";
+const SPACE_BYTES: usize = 1 << 20;
 /// What is gathered before it is written to a segment's successor.
 const REWRITE_BUFFER_BYTES: usize = 1 << 20;
 
@@ -60,7 +61,7 @@ impl Segment {
             .open(&path)?;
         let made = file
             .write_all_at(&header, 0)
-            .and_then(|()| file.sync_data())
+            .and_then(|()| sync_file(&file))
             .and_then(|()| sync_dir(dir));
         if let Err(error) = made {
             drop(std::fs::remove_file(&path));
@@ -140,10 +141,15 @@ impl Segment {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.file.write_all_at(batch, u64::from(self.length))?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         self.length += u32::try_from(batch.len()).map_err(io::Error::other)?;
         self.synced = self.length;
         Ok(())
+    }
+
+    /// Syncs what a server that was killed may have written and not synced: it counts as stored from now on.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        sync_file(&self.file)
     }
 
     /// Cuts off what was not synced.
@@ -154,7 +160,7 @@ impl Segment {
     /// Cuts the file at a place.
     pub(super) fn truncate(&mut self, length: u32) -> io::Result<()> {
         self.file.set_len(u64::from(length))?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         self.length = length;
         self.synced = length;
         Ok(())
@@ -279,7 +285,7 @@ impl Rewrite {
         let nonce = self.nonce;
         self.push(Head::new(Kind::Mark, Key::default(), 0, 0, 0), &nonce)?;
         self.flush()?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         Ok(self.written)
     }
 
@@ -311,7 +317,27 @@ pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
 
 /// Makes names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    File::open(dir)?.sync_all()?;
+    #[cfg(test)]
+    super::shadow::dir_synced(dir);
+    Ok(())
+}
+
+/// Makes what is in a file durable.
+pub(super) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    #[cfg(test)]
+    super::shadow::file_synced(file);
+    Ok(())
+}
+
+/// Writes, syncs and removes a file of the size of a few chunks.
+pub(super) fn try_space(dir: &Path) -> io::Result<()> {
+    let path = dir.join("space.tmp");
+    let tried = std::fs::write(&path, vec![0; SPACE_BYTES])
+        .and_then(|()| File::options().write(true).open(&path)?.sync_data());
+    let removed = std::fs::remove_file(&path);
+    tried.and(removed)
 }
 
 /// When a segment was made, wall milliseconds, if its header can be read.

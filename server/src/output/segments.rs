@@ -40,7 +40,7 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
 use super::{AttemptOutput, LIMIT_BYTES_MIN, Options, Page, Read, ReadError, page};
 
 /// Most attempts in one segment: what is known of them in memory until it is sealed.
-const SEGMENT_ATTEMPTS_MAX: usize = 65_536;
+const SEGMENT_ATTEMPTS_MAX: usize = 16_384;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub(super) struct Segments {
     options: Options,
     keep: Keep,
     sealed: Vec<Sealed>,
+    /// No sealed segment has anything of a job above this: new jobs are not looked for in any.
+    sealed_top: u64,
     active: Segment,
     batch: BytesMut,
     /// Complete: an attempt that is here is here with all its extents.
@@ -84,6 +86,7 @@ impl Segments {
         let mut this = Self {
             keep: Keep::new(options.output_bytes_max),
             sealed: Vec::new(),
+            sealed_top: 0,
             active,
             batch: BytesMut::new(),
             logs: BTreeMap::new(),
@@ -107,6 +110,7 @@ impl Segments {
         let bytes = path.metadata()?.len();
         let sealed = Sealed::open(&self.options.dir, number)?;
         if let Some(sealed) = sealed.filter(|sealed| sealed.bytes == bytes) {
+            self.sealed_top = self.sealed_top.max(sealed.top());
             self.sealed.push(sealed);
             return Ok(());
         }
@@ -139,6 +143,8 @@ impl Segments {
                 "cut off the unsynced end of the output"
             );
             segment.truncate(scan.good)?;
+        } else {
+            segment.settle()?;
         }
         for (from, to) in &scan.damage {
             let path = path.display();
@@ -336,6 +342,11 @@ impl Segments {
         self.broken
     }
 
+    /// Whether the disk takes something again, asked while nobody sends any output that would show it.
+    pub(super) fn try_space(&self) -> io::Result<()> {
+        segment::try_space(&self.options.dir)
+    }
+
     fn overgrown(&self) -> bool {
         u64::from(self.active.length()) >= 2 * self.options.segment_bytes
     }
@@ -395,11 +406,9 @@ impl Segments {
     /// Whether a job's output was purged.
     pub(super) fn is_purged(&self, job: JobId) -> bool {
         self.purged.contains(&job.raw())
-            || self.sealed.iter().any(|sealed| {
-                sealed.may_have(job)
-                    && sealed
-                        .find(job)
-                        .is_ok_and(|found| found.iter().any(Entry::is_purge))
+            || self.sealed_for(job).any(|sealed| {
+                let found = sealed.find(job);
+                found.is_ok_and(|found| found.iter().any(Entry::is_purge))
             })
     }
 
@@ -589,13 +598,23 @@ impl Segments {
         Ok(logs)
     }
 
+    /// Sealed segments that may have something of a job.
+    fn sealed_for(&self, job: JobId) -> impl Iterator<Item = &Sealed> {
+        let all = if job.raw() > self.sealed_top {
+            &[]
+        } else {
+            &self.sealed[..]
+        };
+        all.iter().filter(move |sealed| sealed.may_have(job))
+    }
+
     /// What sealed segments have of a job; none if it was purged.
     fn sealed_logs(&self, job: JobId) -> Result<Option<BTreeMap<Key, Log>>, ReadError> {
         if self.purged.contains(&job.raw()) {
             return Ok(None);
         }
         let mut logs: BTreeMap<Key, Log> = BTreeMap::new();
-        for sealed in &self.sealed {
+        for sealed in self.sealed_for(job) {
             for entry in sealed.find(job)? {
                 if entry.is_purge() {
                     return Ok(None);
@@ -716,6 +735,7 @@ impl Segments {
             live_bytes_of(&entries),
             || Ok(()),
         )?;
+        self.sealed_top = self.sealed_top.max(sealed.top());
         self.sealed.push(sealed);
         self.active = fresh;
         self.purged.clear();
@@ -861,6 +881,69 @@ mod tests {
             .iter()
             .flat_map(|piece| piece.data.to_vec())
             .collect())
+    }
+
+    /// Whatever was acknowledged is there after a power cut, whichever pieces of the rest are.
+    fn expect_after_power_cuts(dir: &Path, acked: &BTreeMap<u64, u64>, seeds: u64) {
+        for seed in 0..seeds {
+            let left = super::super::shadow::cut_power(dir, seed);
+            let segments = open(left.path());
+            for (job, bytes) in acked {
+                let through = segments.ack(fence(*job)).stdout_through;
+                assert!(
+                    through >= *bytes,
+                    "of {bytes} acknowledged bytes of job {job} {through} are left (seed {seed})"
+                );
+                let text = text(&segments, *job).unwrap();
+                assert!(text.len() as u64 >= *bytes && text.iter().all(|byte| *byte == 7));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_survives_a_power_cut_at_any_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        let mut acked = BTreeMap::new();
+        for turn in 0..60_u64 {
+            let job = 1 + turn % 7;
+            let offset = acked.get(&job).copied().unwrap_or(0);
+            segments.append(&chunk(job, offset, &[7; 50_000]));
+            segments.commit(1).unwrap();
+            acked.insert(job, segments.ack(fence(job)).stdout_through);
+            expect_after_power_cuts(dir.path(), &acked, 2);
+            if turn % 20 == 19 {
+                drop(segments);
+                segments = open(dir.path());
+            }
+        }
+        assert!(segments.sealed.len() >= 2, "no segment was sealed");
+    }
+
+    #[test]
+    fn what_a_killed_server_had_written_and_not_synced_is_synced_before_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.append(&chunk(1, 0, &[7; 900]));
+        segments.commit(1).unwrap();
+        let path = segment::path_of(dir.path(), segments.active.number);
+        let before = std::fs::read(&path).unwrap();
+        segments.append(&chunk(1, 900, &[7; 900]));
+        segments.commit(1).unwrap();
+        drop(segments);
+        // The same bytes once more, as a server leaves them that is killed between its write and its sync.
+        let after = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &before).unwrap();
+        super::super::shadow::file_synced(&std::fs::File::open(&path).unwrap());
+        std::fs::write(&path, &after).unwrap();
+
+        let mut segments = open(dir.path());
+        // Its worker sends again what was never acknowledged, and it is found to be there already.
+        segments.append(&chunk(1, 900, &[7; 900]));
+        segments.commit(1).unwrap();
+        let through = segments.ack(fence(1)).stdout_through;
+        assert_eq!(through, 1_800);
+        expect_after_power_cuts(dir.path(), &BTreeMap::from([(1, through)]), 20);
     }
 
     /// Three jobs, each with its own sync.

@@ -425,6 +425,12 @@ impl Thread {
                 Err(error) => tracing::error!(%error, "output still cannot be stored"),
             }
         }
+        // Whoever looks at health keeps jobs away while it is red: so it must not need their output to turn green.
+        let in_trouble = self.status.trouble().is_some();
+        if in_trouble && !self.segments.is_broken() && self.segments.try_space().is_ok() {
+            tracing::info!("the disk of output takes something again");
+            self.status.set_trouble(None);
+        }
         let now_ms = self.clock.wall().millis();
         for _ in 0..RETIRED_A_TURN {
             match self.segments.retire_one(now_ms) {

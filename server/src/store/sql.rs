@@ -79,6 +79,10 @@ pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms
 pub(super) const WAITING_ONE: &str =
     "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id = ?1";
 
+// The log's way into the file. Both give: busy, pages in the log, of these in the file.
+pub(super) const LOG_LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
+pub(super) const LOG_MOVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+
 // Moving the mark.
 pub(super) const JOB_LAST: &str = "SELECT coalesce(max(id), 0) FROM jobs";
 pub(super) const JOBS_IN: &str = "SELECT count(*) FROM jobs WHERE id > ?1 AND id <= ?2";

@@ -88,10 +88,16 @@ impl Desk {
 
     /// Asks for jobs.
     pub(crate) fn submit(&self, submission: Submission) -> Result<Accepted, SubmitError> {
-        self.handle
-            .submit(submission)?
-            .blocking_recv()
-            .unwrap_or(Err(SubmitError::Stopping))
+        let mut reply = self.handle.submit(submission)?;
+        loop {
+            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            match reply.try_recv() {
+                Ok(answer) => return answer,
+                // In a server the process has ended by now.
+                Err(_) if ended => return Err(SubmitError::Stopping),
+                Err(_) => std::thread::park_timeout(Duration::from_micros(50)),
+            }
+        }
     }
 
     /// Jobs that must be accepted; the first id.

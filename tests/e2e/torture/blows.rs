@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use hostler_tests::{Cluster, Damage, Random, Relay, Way, WorkerProc, now, pause};
+use hostler_tests::{Cluster, Damage, Random, Relay, Way, WorkerProc, full, now, pause};
 use hostler_wire::frame::Role;
 use rustix::process::Pid;
 
@@ -96,6 +96,8 @@ impl<'a> Blows<'a> {
         pause(Duration::from_millis(self.random.below(longest)));
         self.heal(false);
         let wire = if self.relay.is_some() { 60 } else { 0 };
+        // A short run has no time for one that lasts longer than the grace.
+        let long = if full() { 1 } else { 0 };
         let blow = self.random.weighted(&[
             (24, Blow::KillServer),
             (8, Blow::KillServerTwice),
@@ -105,7 +107,7 @@ impl<'a> Blows<'a> {
             (4, Blow::StopServer),
             (6, Blow::FreezeServer),
             (9, Blow::FreezeWorker),
-            (1, Blow::FreezeWorkerLong),
+            (long, Blow::FreezeWorkerLong),
             (wire, Blow::Wire),
         ]);
         self.strike(blow);

@@ -177,7 +177,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "ended: {:?}; {} attempts assigned, {} starts written down, {} of them again; {} ends watched, 0 changed, 0 lost, 0 twice",
+            "ended: {:?}; {} attempts assigned, {} starts written down, {} of them not the first of their job (retries too); {} ends watched, 0 changed, 0 lost, 0 twice",
             self.states, self.attempts, self.starts, self.rerun, self.ends_watched
         )
     }
