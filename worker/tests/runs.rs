@@ -247,7 +247,8 @@ fn lives(pid: &str) -> bool {
 /// Whether it is gone, or will be in a moment: a KILL that was sent need not have been carried out yet.
 fn ends(pid: &str) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.expect("the job told its child's number");
     let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
         return true;
     };
@@ -256,7 +257,7 @@ fn ends(pid: &str) -> bool {
         tv_nsec: 0,
     };
     let mut end = [PollFd::new(&handle, PollFlags::IN)];
-    poll(&mut end, Some(&patience)).unwrap() == 1
+    poll(&mut end, Some(&patience)) == Ok(1)
 }
 
 #[test]
