@@ -15,6 +15,13 @@ use crate::job::{Flag, Phase};
 /// What waits for a fact. `at` is a worker's place, `worker` proves that it is still the same one.
 #[derive(Debug)]
 pub(crate) enum Consequence {
+    /// A session is accepted: what made its worker's attempts void is durable by then.
+    Resumed {
+        at: u32,
+        worker: WorkerId,
+        session: SessionId,
+        void: Vec<Fence>,
+    },
     /// Send assignments, if they still stand.
     Assign {
         at: u32,
@@ -118,6 +125,12 @@ impl Engine {
 
     fn release(&mut self, what: Consequence, out: &mut Effects) {
         match what {
+            Consequence::Resumed {
+                at,
+                worker,
+                session,
+                void,
+            } => self.resume(at, worker, session, void, out),
             Consequence::Assign {
                 at,
                 session,

@@ -111,6 +111,7 @@ impl Engine {
         match event {
             Event::Tick => self.go_off(now, out),
             Event::Wall { offset_ms } => self.timers.set_offset(offset_ms),
+            Event::Awoken => self.on_awoken(now),
             Event::Restore(part) => self.on_restore(now, part, out),
             Event::Ready => self.on_ready(now),
             Event::Stopping => self.on_stopping(now, out),
@@ -282,7 +283,7 @@ impl Engine {
         }
     }
 
-    fn worker_places(&self) -> Vec<u32> {
+    pub(crate) fn worker_places(&self) -> Vec<u32> {
         self.workers.all.iter().map(|(at, _)| key(at)).collect()
     }
 

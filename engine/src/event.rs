@@ -21,6 +21,9 @@ pub enum Event {
         offset_ms: i64,
     },
 
+    /// The server stood still until now, or the machine was suspended: silence until now says nothing of the workers.
+    Awoken,
+
     /// From the store at start: part of what was unfinished.
     Restore(Restore),
     /// Everything is restored and the ports are open: assignments begin, and absent workers' grace counts from now.

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use hostler_wire::{Fence, Reason, SessionId, WorkerId, mutation};
 
+use crate::commit::Consequence;
 use crate::effect::{Effect, Effects, Refusal};
 use crate::engine::Engine;
 use crate::event::Join;
@@ -29,6 +30,14 @@ impl Engine {
             self.moved(at);
         }
         Some(at)
+    }
+
+    /// We ourselves stood still: that nothing was heard meanwhile says nothing of the workers, so their grace begins anew.
+    pub(crate) fn on_awoken(&mut self, now: Time) {
+        for at in self.worker_places() {
+            self.workers.get_mut(at).heard = now;
+            self.moved(at);
+        }
     }
 
     pub(crate) fn on_heard(
@@ -119,7 +128,7 @@ impl Engine {
         worker.draining = false;
         worker.rests_until = Time::ZERO;
         worker.heard = now;
-        let (id, acked) = (worker.id, worker.reports.acked);
+        let id = worker.id;
         if let Some(former) = former {
             self.leave_profile(former);
         }
@@ -128,10 +137,38 @@ impl Engine {
         self.moved(at);
 
         let void = self.compare(now, at, &join.held, out);
+        // Whoever hears that an attempt is void forgets it for ever: it must be so on disk, too (P2, P4).
+        let fact = if void.is_empty() {
+            self.committed
+        } else {
+            self.emitted
+        };
+        let resumed = Consequence::Resumed {
+            at,
+            worker: id,
+            session,
+            void,
+        };
+        self.after(fact, resumed, out);
+    }
+
+    /// Tells the worker what its session begins with, if it is still there.
+    pub(crate) fn resume(
+        &mut self,
+        at: u32,
+        worker: WorkerId,
+        session: SessionId,
+        void: Vec<Fence>,
+        out: &mut Effects,
+    ) {
+        let same = self.workers.same(at, worker);
+        let Some(worker) = same.filter(|worker| worker.session() == Some(session)) else {
+            return;
+        };
         out.push(Effect::Resumed {
             session,
-            worker: id,
-            acked,
+            worker: worker.id,
+            acked: worker.reports.acked,
             void,
         });
         self.resend(at, session, out);

@@ -248,3 +248,34 @@ fn a_worker_that_leaves_with_nothing_is_forgotten_after_its_grace() {
     t.after_ms(GRACE_MS);
     assert_eq!(t.engine.workers().count(), 0);
 }
+
+#[test]
+fn what_is_void_is_said_only_once_that_is_durable() {
+    let mut t = Trial::new();
+    t.submit("a")
+        .worker("w1", slots(1))
+        .expect("assign a.1 to w1");
+    t.starts("a");
+    let held = vec![(t.fence_of("a", 1), true)];
+    t.slow_disk = true;
+    t.leaves("w1").after_ms(GRACE_MS);
+    let back = NewWorker { held, ..slots(1) };
+    t.joins("w1", back).expect_nothing();
+    t.commit().expect("resume w1 acked 0 void a.1");
+    t.slow_disk = false;
+    t.commit().expect("assign a.2 to w1");
+}
+
+#[test]
+fn a_server_that_stood_still_does_not_take_it_for_the_workers_silence() {
+    let mut t = Trial::new();
+    t.submit("a")
+        .worker("w1", slots(1))
+        .expect("assign a.1 to w1");
+    t.starts("a");
+    t.now = t.now + Span::from_millis(10 * GRACE_MS);
+    t.event(Event::Awoken).event(Event::Tick).expect_nothing();
+    t.ends("a", OK)
+        .expect("finished a succeeded")
+        .expect("ack 1 to w1");
+}

@@ -32,6 +32,8 @@ const TURN_MESSAGES_MAX: usize = 1_024;
 const LIST_SCAN_MAX: usize = 20_000;
 /// A wall clock that moved less than this against ours has only been disciplined.
 const WALL_STEP_MS: i64 = 100;
+/// No turn for so long: the process, or the machine, stood still.
+const STOOD_STILL: Span = Span::from_secs(3);
 /// How often that is looked at.
 const WALL_LOOK: Span = Span::from_secs(1);
 
@@ -103,6 +105,8 @@ pub struct Dispatch {
     waiting: HashMap<JobId, Vec<Waiter>>,
     wall_offset_ms: i64,
     wall_looked: Time,
+    /// The last turn.
+    turned: Option<Time>,
     settled: Option<oneshot::Sender<()>>,
     stopped: bool,
 }
@@ -130,6 +134,7 @@ impl Dispatch {
             waiting: HashMap::new(),
             wall_offset_ms: 0,
             wall_looked: Time::ZERO,
+            turned: None,
             settled: None,
             stopped: false,
             parts,
@@ -147,6 +152,15 @@ impl Dispatch {
         let mut messages = std::mem::take(&mut self.messages);
         self.parts.messages.drain(&mut messages, TURN_MESSAGES_MAX);
         let now = self.parts.clock.now();
+        // A turn comes each second at the latest; one that comes much later comes after all of us stood still.
+        if self
+            .turned
+            .is_some_and(|turned| turned + STOOD_STILL <= now)
+        {
+            tracing::warn!("this process stood still; the grace of workers begins anew");
+            self.engine.handle(now, Event::Awoken, &mut self.effects);
+        }
+        self.turned = Some(now);
         if self.wall_looked + WALL_LOOK <= now {
             self.look_at_wall(now);
         }
