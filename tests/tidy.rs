@@ -61,6 +61,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         "auth",
         &["server", "http", "dispatch", "net", "store", "output"],
     ),
+    (
+        "findings",
+        &["server", "http", "dispatch", "net", "store", "output"],
+    ),
 ];
 
 fn root() -> PathBuf {

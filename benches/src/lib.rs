@@ -6,14 +6,18 @@
 //!
 //! - [`system`]: starts and stops a server with a worker, from the `hostler` binary.
 //! - [`http`]: a closed loop of requests on many connections. [`load`]: jobs through it, counted and checked.
-//! - [`responder`], [`spawn`], [`append`]: what the figures are compared with.
-//! - [`figures`]: the figures themselves. [`report`]: how they are told.
+//! - [`responder`], [`spawn`], [`append`], [`cat`]: what the figures are compared with.
+//! - [`backlog`]: a start with many jobs queued.
+//! - [`figures`], [`logs`]: the figures themselves. [`report`]: how they are told.
 
 pub mod append;
+pub mod backlog;
+pub mod cat;
 pub mod clock;
 pub mod figures;
 pub mod http;
 pub mod load;
+pub mod logs;
 pub mod report;
 pub mod responder;
 pub mod spawn;

@@ -14,7 +14,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use hostler_benches::clock::Moment;
 use hostler_benches::figures::{self, Sizes};
 use hostler_benches::load::{self, Load, per_second};
-use hostler_benches::{report, system};
+use hostler_benches::report::Figure;
+use hostler_benches::{backlog, logs, report, system};
 use serde_json::json;
 
 /// Hostler's load test. Loopback only, bounded in count and time
@@ -60,6 +61,33 @@ enum Command {
         /// Jobs one at a time
         #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         idle_jobs: u32,
+    },
+    /// Queue jobs, kill the server, start it: how long until it dispatches, and memory a queued job
+    Backlog {
+        /// The hostler binary [default: beside this program]
+        #[arg(long, env = "HOSTLER_BIN")]
+        binary: Option<PathBuf>,
+        /// How many jobs
+        #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=50_000_000))]
+        jobs: u64,
+    },
+    /// Measure output: its speed, its delay, what others feel of a job that writes at full speed
+    Logs {
+        /// The hostler binary [default: beside this program]
+        #[arg(long, env = "HOSTLER_BIN")]
+        binary: Option<PathBuf>,
+        /// Runs whose median is told
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+        runs: u32,
+        /// Bytes a job writes
+        #[arg(long, default_value_t = 250_000_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000_000))]
+        bytes: u64,
+        /// Small jobs with and without a flood beside them
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        jobs: u32,
+        /// Lines whose way to a follower is timed
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        lines: u32,
     },
     /// Load a server that runs, wait until all jobs have ended, check each of them
     Load {
@@ -113,6 +141,24 @@ fn main() -> ExitCode {
             };
             measure(binary, &only, &sizes, cli.output)
         }
+        Command::Backlog { binary, jobs } => measure_backlog(binary, jobs, cli.output),
+        Command::Logs {
+            binary,
+            runs,
+            bytes,
+            jobs,
+            lines,
+        } => {
+            let sizes = logs::Sizes {
+                bytes,
+                jobs,
+                lines,
+                runs,
+            };
+            system::find_binary(binary)
+                .and_then(|binary| logs::figures(&binary, &sizes))
+                .map(|figures| tell(&figures, cli.output))
+        }
         Command::Load {
             addr,
             token_file,
@@ -151,11 +197,24 @@ fn measure(binary: Option<PathBuf>, only: &[Which], sizes: &Sizes, form: Form) -
     if wanted(Which::Idle) {
         all.extend(figures::idle(&binary, sizes)?);
     }
+    tell(&all, form);
+    Ok(())
+}
+
+fn measure_backlog(binary: Option<PathBuf>, jobs: u64, form: Form) -> Result<()> {
+    let measured = backlog::measure(&system::find_binary(binary)?, jobs)?;
     match form {
-        Form::Json => println!("{:#}", report::as_json(&all)),
-        Form::Table => print!("{}", report::as_table(&all)),
+        Form::Json => println!("{:#}", measured.as_json()),
+        Form::Table => println!("{}", measured.as_line()),
     }
     Ok(())
+}
+
+fn tell(figures: &[Figure], form: Form) {
+    match form {
+        Form::Json => println!("{:#}", report::as_json(figures)),
+        Form::Table => print!("{}", report::as_table(figures)),
+    }
 }
 
 fn run_load(addr: SocketAddr, token_file: Option<PathBuf>, load: &Load, form: Form) -> Result<()> {

@@ -156,6 +156,11 @@ impl System {
         cpu_of(self.server.id())
     }
 
+    /// The most memory that server and worker have taken.
+    pub fn peak_memory_mib(&self) -> Result<[f64; 2]> {
+        Ok([peak_mib(self.server.id())?, peak_mib(self.worker.id())?])
+    }
+
     /// What the database says, after a check of its integrity.
     pub fn counts(&self) -> Result<Counts> {
         counts(&self.dir.path().join("data/hostler.db"))
@@ -171,7 +176,7 @@ impl Drop for System {
 }
 
 /// A process that is not left behind.
-struct Reaped(Option<Child>);
+pub(crate) struct Reaped(pub(crate) Option<Child>);
 
 impl Drop for Reaped {
     fn drop(&mut self) {
@@ -254,6 +259,14 @@ fn cpu_of(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(ns))
 }
 
-fn free_port() -> Result<SocketAddr> {
+fn peak_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next());
+    let kib: u32 = kib.context("a process without VmHWM")?.parse()?;
+    Ok(f64::from(kib) / 1_024.0)
+}
+
+pub(crate) fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -9,12 +9,16 @@ mod filter;
 mod health;
 mod list;
 mod logs;
+mod progress;
+mod queues;
 mod retry;
 mod run;
 mod server;
 mod spec;
 mod status;
 mod submit;
+mod top;
+mod verify;
 mod version;
 mod wait;
 mod worker;
@@ -68,12 +72,16 @@ Jobs:
   wait         Wait until jobs have ended
   cancel       Cancel jobs
   retry        Submit jobs again
+  progress     From within a job: say how far it is
 
 Machines:
   server       Run the server
   worker       Run a worker
   workers      List workers
+  queues       List queues
+  top          Queues, workers, rates and slots, live
   health       Is the server well?
+  verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
 
@@ -106,10 +114,14 @@ enum Command {
     Wait(wait::Args),
     Cancel(cancel::Args),
     Retry(retry::Args),
+    Progress(progress::Args),
     Server(server::Args),
     Worker(worker::Args),
     Workers(workers::Args),
+    Queues(queues::Args),
+    Top(top::Args),
     Health(health::Args),
+    Verify(verify::Args),
     Version(version::Args),
     Completions(completions::Args),
 }
@@ -149,6 +161,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Dev(args) => dev::run(args, &global),
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
+        Command::Verify(args) => verify::run(&args, &global),
+        Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Run(args) => {
             talk(&global, async |context| run::run(args, context).await).map_err(Failure::ours)
@@ -161,6 +175,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Cancel(args) => talk(&global, async |context| cancel::run(args, context).await),
         Command::Retry(args) => talk(&global, async |context| retry::run(args, context).await),
         Command::Workers(args) => talk(&global, async |context| workers::run(args, context).await),
+        Command::Queues(args) => talk(&global, async |context| queues::run(args, context).await),
+        Command::Top(args) => talk(&global, async |context| top::run(args, context).await),
         Command::Health(args) => talk(&global, async |context| health::run(args, context).await),
         Command::Version(args) => talk(&global, async |context| version::run(args, context).await),
     }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use hostler_wire::JobId;
-use hostler_wire::api::{LogEnd, LogPiece};
+use hostler_wire::api::{LogEnd, LogPiece, LogResync};
 use hyper::header::{self, HeaderName};
 use tokio::time::sleep;
 
@@ -65,6 +65,8 @@ pub(crate) struct Printer {
     split: bool,
     /// Whether the next byte of standard output, standard error begins a line.
     fresh: [bool; 2],
+    /// Prints what the server says as it is, a line each.
+    json: bool,
     /// Something of this job was printed.
     pub(crate) printed: bool,
 }
@@ -76,8 +78,26 @@ impl Printer {
             timestamps: wanted.timestamps,
             split: wanted.split,
             fresh: [true; 2],
+            json: false,
             printed: false,
         }
+    }
+
+    /// A printer for programs: the same lines as the server's `application/x-ndjson`.
+    pub(crate) fn json() -> Self {
+        Self {
+            json: true,
+            ..Self::new(&Wanted::default())
+        }
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// What is not a piece, under the name it has as a line.
+    fn word(&self, name: &str, data: &str) -> Result<(), Failure> {
+        output::raw(format!("{{\"{name}\":{data}}}\n").as_bytes())
     }
 
     /// Prints one piece.
@@ -232,8 +252,26 @@ async fn listen(
 
 /// Prints one event, or recognises the last one.
 fn take(event: &Event, printer: &mut Printer) -> Result<Option<LogEnd>, Failure> {
+    if printer.json {
+        match event.name.as_str() {
+            "message" => output::raw(format!("{}\n", event.data).as_bytes())?,
+            name => printer.word(name, &event.data)?,
+        }
+    }
     if event.name == "end" {
         return crate::client::read(event.data.as_bytes()).map(Some);
+    }
+    if printer.json {
+        return Ok(None);
+    }
+    if event.name == "resync" {
+        if let Ok(resync) = serde_json::from_str::<LogResync<'_>>(&event.data) {
+            output::note(output::paint::yellow(&format!(
+                "{} bytes of {} are not kept; it goes on at byte {}",
+                resync.missing_bytes, resync.stream, resync.offset
+            )));
+        }
+        return Ok(None);
     }
     // What is no piece of output belongs to a later version.
     if let Ok(piece) = serde_json::from_str::<LogPiece<'_>>(&event.data) {
@@ -245,10 +283,14 @@ fn take(event: &Event, printer: &mut Printer) -> Result<Option<LogEnd>, Failure>
 /// Says what of the output is missing, if something is.
 pub(crate) fn note_missing(end: &LogEnd) {
     note_truncated(end.truncated_bytes);
-    if end.incomplete_bytes > 0 {
+    note_incomplete(end.incomplete_bytes);
+}
+
+/// Says that output has not arrived.
+pub(crate) fn note_incomplete(bytes: u64) {
+    if bytes > 0 {
         output::note(output::paint::yellow(&format!(
-            "{} bytes of the output have not arrived from the worker",
-            end.incomplete_bytes
+            "{bytes} bytes of the output have not arrived from the worker"
         )));
     }
 }

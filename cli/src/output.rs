@@ -8,6 +8,7 @@ pub(crate) mod json;
 pub(crate) mod list;
 pub(crate) mod paint;
 pub(crate) mod progress;
+pub(crate) mod top;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};

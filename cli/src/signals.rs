@@ -3,9 +3,10 @@
 //! What stopping means is each command's own: detach, drain, cancel.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -46,6 +47,12 @@ pub(crate) fn each(mut act: impl FnMut(u8, u32) + Send + 'static) -> io::Result<
             }
         })?;
     Ok(())
+}
+
+/// A file larger than the user's limit (`ulimit -f`) becomes an error of the write, which is handled, and no longer ends
+/// the process where it stands.
+pub(crate) fn survive_file_limits() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// What a shell calls a signal.

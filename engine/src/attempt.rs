@@ -96,20 +96,30 @@ impl Engine {
     }
 
     /// Sets an alarm for an attempt whose worker should have ended it long before: a backstop, the worker's clock is the rule.
+    /// Whether one was silent for too long only its worker can tell, so that one is asked then.
     pub(crate) fn watch(&mut self, earliest: Time, place: u32) {
+        let slack = self.config.beat.times(2);
+        self.watch_from(earliest + slack, earliest, place);
+    }
+
+    /// The same, not before `earliest`, and as if silence had begun at `silent_since`.
+    fn watch_from(&mut self, earliest: Time, silent_since: Time, place: u32) {
         let held = &mut self.workers.held[place as usize];
+        let Some(started) = held.started.filter(|_| !held.alarmed) else {
+            return;
+        };
         let spec = &self.queues.class(self.jobs.live(held.job).class).class.spec;
-        if let (Some(started), Some(timeout), false) = (held.started, spec.timeout, held.alarmed) {
-            let grace = spec.grace.unwrap_or(self.config.kill_grace);
-            let slack = self.config.beat.times(2);
-            let at = (started + timeout + grace + slack).max(earliest + slack);
-            if mutation::is("no backstop for timeouts") {
-                return;
-            }
+        let late = spec.grace.unwrap_or(self.config.kill_grace) + self.config.beat.times(2);
+        let over = spec.timeout.map(|timeout| started + timeout + late);
+        let silent = spec.stall.map(|stall| silent_since + stall + late);
+        if mutation::is("no backstop for timeouts") {
+            return;
+        }
+        if let Some(at) = over.into_iter().chain(silent).min() {
             held.alarmed = true;
             let fence = held.fence();
             self.timers.set(
-                When::Engine(at),
+                When::Engine(at.max(earliest)),
                 Alarm::Overrun(fence.job, fence.epoch, fence.attempt),
             );
         }
@@ -243,7 +253,7 @@ impl Engine {
         self.settle(now, closed, verdict, true, out);
     }
 
-    /// The server's backstop for `timeout`: the worker did not end the attempt in time.
+    /// The server's backstop for `timeout` and `stall`: the worker did not end the attempt in time.
     pub(crate) fn on_overrun(&mut self, now: Time, fence: Fence, out: &mut Effects) {
         let Some(place) = self.jobs.get(fence.job).and_then(|job| job.held()) else {
             return;
@@ -253,11 +263,48 @@ impl Engine {
             return;
         }
         held.alarmed = false;
-        let at = held.worker;
-        if self.workers.get(at).link.is_none() {
+        let (at, started) = (held.worker, held.started);
+        let Some(session) = self.workers.get(at).session() else {
             // Its report may be on the way; the lease decides, or the alarm is set again when the worker is back.
             return;
+        };
+        let spec = &self
+            .queues
+            .class(self.jobs.live(fence.job).class)
+            .class
+            .spec;
+        let late = spec.grace.unwrap_or(self.config.kill_grace) + self.config.beat.times(2);
+        let is_over = |(started, timeout)| started + timeout + late <= now;
+        if started.zip(spec.timeout).is_some_and(is_over) {
+            return self.give_up(now, place, Outcome::TimedOut, out);
         }
+        out.push(Effect::Look { session, fence });
+        self.watch_from(now, now, place);
+    }
+
+    /// A worker says how long an attempt has been silent: longer than it should have let it?
+    pub(crate) fn on_looked(&mut self, now: Time, fence: Fence, quiet: Span, out: &mut Effects) {
+        let Some(place) = self.jobs.get(fence.job).and_then(|job| job.held()) else {
+            return;
+        };
+        if self.workers.held[place as usize].fence() != fence {
+            return;
+        }
+        let spec = &self
+            .queues
+            .class(self.jobs.live(fence.job).class)
+            .class
+            .spec;
+        let late = spec.grace.unwrap_or(self.config.kill_grace) + self.config.beat.times(2);
+        if spec.stall.is_some_and(|stall| stall + late <= quiet) {
+            self.give_up(now, place, Outcome::Stalled, out);
+        }
+    }
+
+    /// Ends an attempt in its worker's stead, and tells that one to drop it.
+    fn give_up(&mut self, now: Time, place: u32, outcome: Outcome, out: &mut Effects) {
+        let held = &self.workers.held[place as usize];
+        let (fence, at) = (held.fence(), held.worker);
         let job = self.jobs.live(fence.job);
         let spent = Spent {
             job: fence.job,
@@ -265,7 +312,7 @@ impl Engine {
             later: job.later,
         };
         let policy = &self.queues.class(job.class).class.spec.retry;
-        let verdict = judge(policy, &self.config.cluster, spent, Outcome::TimedOut);
+        let verdict = judge(policy, &self.config.cluster, spent, outcome);
         let worker = self.workers.get(at).id;
         let closed = self.close(place);
         self.settle(now, closed, verdict, true, out);

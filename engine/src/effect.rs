@@ -61,6 +61,13 @@ pub enum Effect {
         /// KILL at once.
         force: bool,
     },
+    /// Ask how long this attempt has been silent; `Event::Looked` answers, if the worker does.
+    Look {
+        /// On whom.
+        session: SessionId,
+        /// Which.
+        fence: Fence,
+    },
     /// End attempts without a report: they are void.
     Stop {
         /// On whom.

@@ -129,6 +129,7 @@ impl Engine {
                 assign_seq,
             } => self.on_heard(now, session, assign_seq, out),
             Event::Started { session, fences } => self.on_started(now, session, fences, out),
+            Event::Looked { fence, quiet } => self.on_looked(now, fence, quiet, out),
             Event::Reported {
                 session,
                 first,
@@ -205,6 +206,34 @@ impl Engine {
                 .iter()
                 .map(|(_, worker)| worker_view(worker)),
         )
+    }
+
+    /// Every queue with live jobs, or with some lately, by name. Costs what is out on workers and no more, whatever waits.
+    pub fn queues(&self) -> Vec<QueueView> {
+        let mut views: BTreeMap<&str, QueueView> = BTreeMap::new();
+        for (_, pool) in &self.queues.pools {
+            let view = views
+                .entry(&pool.queue)
+                .or_insert_with(|| QueueView::new(Arc::clone(&pool.queue)));
+            view.queued += pool.queued;
+            let is_queued = |id: &JobId| {
+                let job = self.jobs.get(*id);
+                job.is_some_and(|job| matches!(job.phase(), Phase::Queued))
+            };
+            let firsts = pool
+                .lanes()
+                .filter_map(|mut lane| lane.by_ref().take(PASSED_OVER_MAX).find(is_queued));
+            view.oldest = firsts.chain(view.oldest).min();
+        }
+        for (_, held) in &self.workers.held {
+            let class = self.jobs.get(held.job).map(|job| job.class);
+            let pool = class.map(|class| self.queues.class(class).pool);
+            let queue = pool.map(|pool| &*self.queues.pools[pool as usize].queue);
+            if let Some(view) = queue.and_then(|queue| views.get_mut(queue)) {
+                view.held += 1;
+            }
+        }
+        views.into_values().collect()
     }
 
     /// How many jobs are in which state.
@@ -725,7 +754,8 @@ impl Engine {
                 .class
                 .spec;
             let is_connected = self.workers.get(held.worker).link.is_some();
-            if held.started.is_some() && spec.timeout.is_some() && is_connected {
+            let is_limited = spec.timeout.is_some() || spec.stall.is_some();
+            if held.started.is_some() && is_limited && is_connected {
                 assert!(held.alarmed, "{fence:?} is watched");
             }
         }
@@ -867,6 +897,33 @@ pub struct WorkerView<'a> {
     pub queues: &'a [String],
     /// What it says of itself.
     pub labels: &'a [(String, String)],
+}
+
+/// Ended jobs passed over in one lane to find its oldest that waits.
+const PASSED_OVER_MAX: usize = 1_000;
+
+/// What a query may see of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its jobs that may run now.
+    pub queued: u64,
+    /// Of them, the one accepted first.
+    pub oldest: Option<JobId>,
+    /// Its attempts that are with workers.
+    pub held: u64,
+}
+
+impl QueueView {
+    fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            queued: 0,
+            oldest: None,
+            held: 0,
+        }
+    }
 }
 
 /// Live jobs by state.

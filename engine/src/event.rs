@@ -72,6 +72,13 @@ pub enum Event {
         /// Which.
         fences: Vec<Fence>,
     },
+    /// Answer to `Effect::Look`: the attempt gave its last sign of life so long ago, says its worker.
+    Looked {
+        /// Which.
+        fence: Fence,
+        /// How long ago.
+        quiet: Span,
+    },
     /// Attempts ended.
     Reported {
         /// Which session.

@@ -39,7 +39,7 @@ mod timers;
 mod worker;
 
 pub use effect::{Effect, Effects};
-pub use engine::{Config, Counts, Engine, JobView, WorkerView};
+pub use engine::{Config, Counts, Engine, JobView, QueueView, WorkerView};
 pub use event::Event;
 pub use fact::Fact;
 pub use spec::{Class, ClassId, ClassSpec};

@@ -136,6 +136,14 @@ impl Pool {
         }
     }
 
+    /// The lowest id of each priority, and those that follow it: ended ones among them.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = impl Iterator<Item = JobId>> {
+        self.lanes.values().map(|ids| {
+            ids.ranges()
+                .flat_map(|(first, n)| (0..n.into()).map(move |i| first.plus(i)))
+        })
+    }
+
     /// Ids in the order of their turns, ended ones among them.
     pub(crate) fn ids(&self) -> impl Iterator<Item = (Priority, JobId)> {
         self.lanes.iter().rev().flat_map(|(&lane, ids)| {

@@ -72,6 +72,7 @@ pub(crate) fn judge(policy: &Retry, cluster: &[u8; 16], spent: Spent, outcome: O
         Outcome::Signalled { .. }
         | Outcome::OutOfMemory
         | Outcome::TimedOut
+        | Outcome::Stalled
         | Outcome::SpawnFailed { .. }
         | Outcome::NoSuchHandler => {}
     }
@@ -117,7 +118,7 @@ fn matches(rule: Rule, outcome: Outcome) -> bool {
     match (rule, outcome) {
         (Rule::Codes(from, to), Outcome::Exited { code }) => from <= code && code <= to,
         (Rule::Signal, Outcome::Signalled { .. })
-        | (Rule::Timeout, Outcome::TimedOut)
+        | (Rule::Timeout, Outcome::TimedOut | Outcome::Stalled)
         | (Rule::OutOfMemory, Outcome::OutOfMemory)
         | (Rule::Spawn, Outcome::SpawnFailed { .. })
         | (Rule::Error, Outcome::HandlerFailed { .. }) => true,
@@ -132,6 +133,7 @@ fn reason(outcome: Outcome) -> Reason {
         Outcome::Signalled { .. } => Reason::Signal,
         Outcome::OutOfMemory => Reason::OutOfMemory,
         Outcome::TimedOut => Reason::Timeout,
+        Outcome::Stalled => Reason::Stalled,
         Outcome::SpawnFailed { .. } => Reason::SpawnFailed,
         Outcome::HandlerFailed { .. } => Reason::HandlerError,
         Outcome::NoSuchHandler => Reason::NoSuchHandler,
@@ -330,5 +332,31 @@ mod tests {
             delay: Span::ZERO,
         };
         assert_eq!(verdict(&Retry::default(), 0, Outcome::Returned), expected);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_backoff_lies_between_half_of_the_formula_and_the_formula(
+            backoff_ms in 0_u64..1 << 40,
+            factor_milli in 1_000_u32..100_000,
+            max_ms in 0_u64..1 << 40,
+            k in 1_u16..200,
+            id in 1_u64..1 << 53,
+            cluster: [u8; 16],
+        ) {
+            let p = Retry {
+                backoff: Span::from_millis(backoff_ms),
+                factor_milli,
+                max_backoff: Span::from_millis(max_ms),
+                ..policy()
+            };
+            // min(max, base · factor^(k−1)), each step of it, rounded down to whole microseconds.
+            let max = u128::from(p.max_backoff.micros());
+            let formula = (1..k).fold(max.min(u128::from(p.backoff.micros())), |d, _| {
+                max.min(d * u128::from(factor_milli) / 1_000)
+            });
+            let delay = u128::from(backoff(&p, &cluster, job(id), k).micros());
+            proptest::prop_assert!(formula / 2 <= delay && delay <= formula, "{delay} for {formula}");
+        }
     }
 }

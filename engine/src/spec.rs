@@ -47,6 +47,8 @@ pub struct ClassSpec {
     pub timeout: Option<Span>,
     /// Between TERM and KILL, if the job says; the server's backstop assumes 10 s otherwise.
     pub grace: Option<Span>,
+    /// Longest silence of an attempt: no output, progress or heartbeat.
+    pub stall: Option<Span>,
     /// The worker kills its attempt at lease end, so that a second one never runs beside it.
     pub stop_on_partition: bool,
 }
@@ -100,7 +102,7 @@ pub enum Rule {
     Codes(u8, u8),
     /// Any signal.
     Signal,
-    /// `timeout_ms` ran out.
+    /// `timeout_ms` or `stall_ms` ran out.
     Timeout,
     /// Killed for want of memory.
     OutOfMemory,

@@ -140,6 +140,7 @@ fn classes() -> Vec<Arc<Class>> {
         max_losses: 1,
         timeout: None,
         grace: None,
+        stall: None,
         stop_on_partition: false,
     };
     let retry = Retry {
@@ -167,6 +168,7 @@ fn classes() -> Vec<Arc<Class>> {
             ..retried.clone()
         },
         ClassSpec {
+            stall: None,
             stop_on_partition: true,
             grace: Some(Span::from_secs(3)),
             ..retried.clone()
@@ -621,6 +623,8 @@ impl World {
                     held.cancelled = true;
                 }
             }
+            // No class of the model has `stall`: how that ends is told in `rules/time_limits.rs`.
+            Effect::Look { .. } => panic!("nobody asked for it"),
             Effect::Stop { session, fences } => {
                 let at = self.in_session(session);
                 for fence in fences {

@@ -119,6 +119,7 @@ fn class() -> Class {
             max_losses: 3,
             timeout: None,
             grace: None,
+            stall: None,
             stop_on_partition: false,
         },
     }

@@ -100,7 +100,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             worker_send_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
-            output_pending_bytes_max: 32 << 20,
+            output_pending_bytes_max: 8 << 20,
             result_bytes_max: 256 << 10,
             key_retention: Duration::from_secs(24 * 3_600),
         }
@@ -108,6 +108,9 @@ impl Default for Limits {
 }
 
 impl Config {
+    /// Shortest `worker_grace`: two heartbeats. With less a worker that is well would be given up between two of them.
+    pub const WORKER_GRACE_MIN: Duration = Duration::from_secs(4);
+
     /// Defaults around a data directory.
     pub fn new(data_dir: PathBuf) -> Self {
         Self {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use hostler_engine::effect::CancelAnswer;
 use hostler_engine::event::Restore;
-use hostler_engine::{Counts, WallTime};
+use hostler_engine::{Counts, QueueView, WallTime};
 use hostler_wire::frame::Live;
 use hostler_wire::{JobId, JobState, Priority, Reason};
 use tokio::sync::oneshot;
@@ -111,15 +111,22 @@ pub enum Ask {
         /// None: not live.
         reply: oneshot::Sender<Option<(JobState, Reason)>>,
     },
+    /// The live parts of these jobs, waiting the fixed time at most. Those that are on no worker are left out.
+    Lives {
+        /// Which.
+        jobs: Vec<JobId>,
+        /// As they were told.
+        reply: oneshot::Sender<Vec<(JobId, LiveStatus)>>,
+    },
     /// Every worker.
     Workers {
         /// The answer.
         reply: oneshot::Sender<Vec<WorkerStatus>>,
     },
-    /// Live jobs by state.
-    Counts {
+    /// Live jobs by state and by queue.
+    Glance {
         /// The answer.
-        reply: oneshot::Sender<Counts>,
+        reply: oneshot::Sender<Glance>,
     },
 }
 
@@ -173,6 +180,17 @@ pub enum LiveStatus {
         /// How long ago the worker was last heard, milliseconds.
         last_heard_ms: u64,
     },
+}
+
+/// All live jobs at a glance.
+#[derive(Clone, Debug, Default)]
+pub struct Glance {
+    /// By state.
+    pub counts: Counts,
+    /// By queue.
+    pub queues: Vec<QueueView>,
+    /// Frames of questions sent to workers since the server's start.
+    pub probes: u64,
 }
 
 /// A worker as the engine knows it.

@@ -82,6 +82,8 @@ pub struct Parts {
     pub output: output::Handle,
     /// Who may.
     pub auth: Arc<Auth>,
+    /// What the writer counts.
+    pub counters: Arc<store::writer::Counters>,
     /// Whether the server is well.
     pub health: Arc<Health>,
     /// The time of day.

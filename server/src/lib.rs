@@ -8,6 +8,7 @@ pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
+pub mod findings;
 pub mod http;
 pub mod mailbox;
 pub mod metrics;
@@ -17,4 +18,6 @@ pub mod server;
 pub mod store;
 
 pub use config::Config;
+pub use findings::{Finding, Report};
 pub use server::{Server, ServerError, StartError, Stopper};
+pub use store::verify::{VerifyError, verify};

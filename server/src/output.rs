@@ -13,7 +13,10 @@ mod page;
 mod record;
 mod segment;
 mod segments;
+#[cfg(test)]
+mod shadow;
 mod thread;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -35,6 +38,9 @@ use crate::metrics::Counter;
 /// will have other numbers.
 pub const LOCAL_SEGMENTS: u32 = 0;
 
+/// Where the segments are, in the data directory.
+pub const DIR: &str = "output";
+
 /// The smallest limit of an attempt's output: with less, head and tail would be made of crumbs.
 pub const LIMIT_BYTES_MIN: u64 = 4_096;
 
@@ -43,6 +49,8 @@ pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// Most readers waiting for something new at a time.
 pub const WAITING_READERS_MAX: usize = 16_384;
+
+pub(crate) use verify::verify;
 
 /// One output socket's number.
 pub type PipeId = u64;
@@ -56,8 +64,10 @@ pub struct Options {
     pub output_bytes_max: u64,
     /// A segment is sealed at this size.
     pub segment_bytes: u64,
-    /// Sealed segments older than this go.
+    /// The output of jobs that did not fail goes after this time.
     pub keep: Duration,
+    /// All output goes after this time.
+    pub keep_failed: Duration,
     /// The oldest sealed segments go when there is more than this.
     pub total_bytes_max: u64,
     /// How long the output of a streamed attempt is there after its end, and after each look at it.
@@ -65,14 +75,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// As configured. Segments hold output of successes and failures alike, so whole segments are kept for the longer
-    /// of the two times of semantics 30.
+    /// As configured; the times are those of semantics 30.
     pub fn new(config: &Config) -> Self {
         Self {
-            dir: config.data_dir.join("output"),
+            dir: config.data_dir.join(DIR),
             output_bytes_max: config.limits.output_bytes_max,
             segment_bytes: 64 << 20,
-            keep: Duration::from_secs(30 * 24 * 3_600),
+            keep: Duration::from_secs(7 * 24 * 3_600),
+            keep_failed: Duration::from_secs(30 * 24 * 3_600),
             total_bytes_max: 64 << 30,
             linger: Duration::from_secs(10),
         }
@@ -105,6 +115,13 @@ pub enum Answer {
 
 /// How the output thread reaches the wire thread. Leaves nothing behind in the vector.
 pub type Answers = Box<dyn FnMut(&mut Vec<Answer>) + Send>;
+
+/// Asks which of these jobs have ended and did not fail: their output has the shorter time. Those that run are not among
+/// them.
+pub type AskEnds = Box<dyn FnMut(Vec<JobId>) -> PollEnds + Send>;
+
+/// Looks whether the answer is there; an answer of none means that there will not be one.
+pub type PollEnds = Box<dyn FnMut() -> Option<Option<Vec<JobId>>> + Send>;
 
 /// What others may see of the output thread at any time.
 #[derive(Debug, Default)]
@@ -147,6 +164,7 @@ pub fn spawn(
     options: Options,
     clock: Clock,
     answers: Answers,
+    ends: AskEnds,
 ) -> io::Result<(Handle, JoinHandle<()>)> {
     let status = Arc::new(Status::default());
     let segments = segments::Segments::open(options, clock.wall().millis())?;
@@ -159,7 +177,8 @@ pub fn spawn(
         .name("output".into())
         .spawn(move || {
             let _abort = AbortOnPanic;
-            thread::Thread::new(segments, inbox, answers, clock, shared).run();
+            let ways = thread::Ways { answers, ends };
+            thread::Thread::new(segments, inbox, ways, clock, shared).run();
         })?;
     Ok((Handle { sender, status }, thread))
 }
@@ -230,9 +249,10 @@ pub struct Read {
     pub from: u64,
     /// Most bytes; a page has no more than [`PAGE_BYTES_MAX`].
     pub max: usize,
-    /// If there is nothing yet, wait for something: a piece, the end, or a new attempt (the page is empty then). The
-    /// caller gives up by dropping.
+    /// If there is nothing yet, wait for something: a piece or the end. The caller gives up by dropping.
     pub wait: bool,
+    /// Wait no longer than until there is an attempt above this one; the page is empty then.
+    pub newer: Option<u16>,
 }
 
 /// Some output.
@@ -259,6 +279,8 @@ pub struct Piece {
     pub stream: Stream,
     /// Its place in that stream.
     pub offset: u64,
+    /// Its place in the selection, in the count of [`Read::from`].
+    pub at: u64,
     /// When the worker read it, wall milliseconds.
     pub at_ms: u64,
     /// The bytes.

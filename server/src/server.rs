@@ -4,9 +4,9 @@
 //! workers can report and be adopted while one scan reads the untouched jobs, then assignments, then HTTP. *Ready* is when
 //! all of that is done; the grace of absent workers counts from there.
 //!
-//! The order of a stop: not ready; no new assignments and unstarted work recalled; HTTP finishes what it has; what is
-//! in flight is committed and acknowledged; then the threads end, the store last. Running jobs stay with their
-//! workers.
+//! The order of a stop: not ready, and submissions refused, while HTTP still answers and says so; no new assignments and
+//! unstarted work recalled; HTTP finishes what it has; what is in flight is committed and acknowledged; then the threads
+//! end, the store last. Running jobs stay with their workers. All of it within the drain timeout.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,9 @@ use hostler_engine::event::Restore;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::{Engine, Span};
 use hostler_wire::handshake::Identity;
-use hostler_wire::{Epoch, mutation};
+use hostler_wire::{Epoch, JobId, JobState, mutation};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::auth::{Auth, AuthError};
 use crate::clock::Clock;
@@ -77,6 +78,7 @@ enum Control {
 /// The threads and how to reach them.
 #[derive(Debug)]
 struct Threads {
+    clock: Clock,
     health: Arc<Health>,
     dispatch: dispatch::Handle,
     writer: store::writer::Handle,
@@ -188,9 +190,11 @@ impl Threads {
         self.net.post(Post::StopAccepting);
         let (settled, is_settled) = oneshot::channel();
         self.dispatch.tell(Message::Stopping { settled });
-        self.http.stop(within);
-        self.http.join();
+        let begun = self.clock.now();
         wait_for(is_settled, within.min(SETTLE));
+        let gone = Duration::from_micros(self.clock.now().since(begun).micros());
+        self.http.stop(within.saturating_sub(gone));
+        self.http.join();
         // What dispatch has sent to the writer by now is committed before the writer's own stop.
         self.dispatch.tell(Message::Stop);
         join("dispatch", self.joins.dispatch);
@@ -231,7 +235,7 @@ fn start_threads(
     let (records, record_reader) = reader("records", &store, &dispatch)?;
     let (bodies, body_reader) = reader("bodies", &store, &dispatch)?;
     let net = worker_port.handle();
-    let (output, output_thread) = start_output(&config, clock, &net)?;
+    let (output, output_thread) = start_output(&config, clock, &net, &records)?;
 
     let dispatch_parts = dispatch::Parts {
         wake: Arc::clone(&dispatch_wake),
@@ -276,6 +280,7 @@ fn start_threads(
         .expect("recovery opens the port")
         .map_err(StartError::Thread)?;
 
+    let counters = Arc::default();
     let writer_parts = store::writer::Parts {
         store: Box::new(store),
         inbox: writer_inbox,
@@ -290,7 +295,7 @@ fn start_threads(
             std::process::abort();
         }),
         health: Arc::clone(&health),
-        counters: Arc::default(),
+        counters: Arc::clone(&counters),
         clock,
         live,
         durability: config.durability,
@@ -304,6 +309,7 @@ fn start_threads(
         dispatch: dispatch.clone(),
         output: output.clone(),
         auth,
+        counters,
         health: Arc::clone(&health),
         clock,
         config: Arc::new(config),
@@ -320,6 +326,7 @@ fn start_threads(
         writer: writer_thread,
     };
     Ok(Threads {
+        clock,
         health,
         dispatch,
         writer,
@@ -386,12 +393,25 @@ fn start_output(
     config: &Config,
     clock: Clock,
     net: &net::Handle,
+    records: &store::reader::Handle,
 ) -> Result<(output::Handle, JoinHandle<()>), StartError> {
     let net = net.clone();
     let answers = Box::new(move |answers: &mut Vec<Answer>| {
         net.post_all(answers.drain(..).map(Post::from));
     });
-    output::spawn(output::Options::new(config), clock, answers).map_err(StartError::Thread)
+    let records = records.clone();
+    let ends = Box::new(move |jobs: Vec<JobId>| -> output::PollEnds {
+        let mut answer = records.ends(jobs);
+        Box::new(move || match answer.try_recv() {
+            Ok(Ok(ends)) => {
+                let not_failed = ends.iter().filter(|end| end.1 != JobState::Failed);
+                Some(Some(not_failed.map(|end| end.0).collect()))
+            }
+            Ok(Err(_)) | Err(TryRecvError::Closed) => Some(None),
+            Err(TryRecvError::Empty) => None,
+        })
+    });
+    output::spawn(output::Options::new(config), clock, answers, ends).map_err(StartError::Thread)
 }
 
 fn reader(

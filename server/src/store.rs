@@ -6,8 +6,10 @@ pub mod memory;
 pub mod reader;
 pub mod seam;
 pub mod sqlite;
+pub mod verify;
 pub mod writer;
 
+mod checkpoint;
 mod class;
 mod fold;
 mod ids;

@@ -279,14 +279,7 @@ fn every_field_is_judged_and_named() {
             answer.text()
         );
     }
-    for field in [
-        "after",
-        "array",
-        "unique_key",
-        "fair_key",
-        "requires",
-        "stall_ms",
-    ] {
+    for field in ["after", "array", "unique_key", "fair_key", "requires"] {
         let answer = w.post(&command(&format!(r#""{field}":1"#)));
         assert_eq!(
             (answer.status, answer.code()),
@@ -653,6 +646,8 @@ fn a_path_says_which_methods_it_takes() {
         (200, get.header("content-length"))
     );
     assert_eq!(get.json()["queued"], 3);
+    assert_eq!(get.json()["held"], 1);
+    assert_eq!(get.json()["since_start"]["probes"], 5);
     assert_eq!(
         w.ask("GET", "/workers").json()["workers"][0]["labels"]["zone"],
         "a"
@@ -790,6 +785,23 @@ fn a_connection_too_many_is_told_so() {
     assert!(answer.header("retry-after").is_some());
     assert!(third.is_closed());
     assert_eq!(held[0].ask("GET", "/healthz", &[], b"").status, 200);
+}
+
+#[test]
+fn limits_of_a_request_are_met_exactly() {
+    const JOB: &str = r#"{"handler":"a"}"#;
+    let w = World::with(|config| {
+        config.limits.body_bytes_max = 200;
+        config.limits.batch_jobs_max = 3;
+    });
+    let padded = |bytes: usize| format!("{JOB}{}", " ".repeat(bytes - JOB.len()));
+    assert_eq!(w.post(&padded(200)).status, 201);
+    let answer = w.post(&padded(201));
+    assert_eq!((answer.status, &*answer.code()), (413, "body_too_large"));
+    let batch = |jobs: usize| format!("[{}]", vec![JOB; jobs].join(","));
+    assert_eq!(w.post(&batch(3)).status, 201);
+    let answer = w.post(&batch(4));
+    assert_eq!((answer.status, &*answer.code()), (413, "batch_too_large"));
 }
 
 #[test]

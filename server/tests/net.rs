@@ -56,7 +56,9 @@ impl Trial {
         let to_net = handle.clone();
         let answers =
             Box::new(move |batch: &mut Vec<_>| to_net.post_all(batch.drain(..).map(Post::from)));
-        let (output, output_thread) = output::spawn(Options::new(&config), clock, answers).unwrap();
+        let ends = Box::new(|_| -> output::PollEnds { Box::new(|| Some(Some(Vec::new()))) });
+        let (output, output_thread) =
+            output::spawn(Options::new(&config), clock, answers, ends).unwrap();
         let to_output = stand_in.unwrap_or_else(|| output.clone());
         let (sender, arrivals) = channel();
         let find: FindVerifier = Arc::new(|id| (id == token().id).then(|| Verifier::new(&token())));

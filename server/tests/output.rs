@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hostler_server::clock::Clock;
-use hostler_server::output::{self, Answer, Handle, Options, Page, PipeId, Read, ReadError};
+use hostler_server::output::{
+    self, Answer, AskEnds, Handle, Options, Page, PipeId, Read, ReadError,
+};
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{
     Chunk, Frame, Logs, LogsMode, OutputAck, OutputEnd, OutputStart, Overflow, Stream,
@@ -30,13 +32,17 @@ struct Trial {
 
 impl Trial {
     fn start(options: Options) -> Self {
+        Self::start_with(options, ends(Vec::new()))
+    }
+
+    fn start_with(options: Options, ends: AskEnds) -> Self {
         let (sender, answers) = channel();
         let tell = Box::new(move |batch: &mut Vec<Answer>| {
             for answer in batch.drain(..) {
                 drop(sender.send(answer)); // the test may be over
             }
         });
-        let (output, thread) = output::spawn(options, Clock::resume(None), tell).unwrap();
+        let (output, thread) = output::spawn(options, Clock::resume(None), tell, ends).unwrap();
         Self {
             output,
             answers,
@@ -99,12 +105,22 @@ impl Trial {
     }
 }
 
+/// A history that says that these jobs have ended and did not fail.
+fn ends(well: Vec<u64>) -> AskEnds {
+    Box::new(move |asked| {
+        let wanted = |job: &JobId| well.contains(&job.raw());
+        let answer: Vec<JobId> = asked.into_iter().filter(wanted).collect();
+        Box::new(move || Some(Some(answer.clone())))
+    })
+}
+
 fn options(dir: &Path) -> Options {
     Options {
         dir: PathBuf::from(dir),
         output_bytes_max: 16 << 20,
         segment_bytes: 1 << 20,
         keep: Duration::from_secs(3_600),
+        keep_failed: Duration::from_secs(3_600),
         total_bytes_max: 1 << 40,
         linger: Duration::from_secs(100),
     }
@@ -118,6 +134,7 @@ fn read(job: u64, stream: Option<Stream>) -> Read {
         from: 0,
         max: 70_000,
         wait: false,
+        newer: None,
     }
 }
 
@@ -313,6 +330,43 @@ fn too_much_output_keeps_head_and_tail_and_says_what_is_cut() {
 }
 
 #[test]
+fn each_piece_says_where_it_stands_also_before_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(Options {
+        output_bytes_max: 16_000,
+        ..options(dir.path())
+    });
+    let f = fence(1, 1);
+    for n in 0..200 {
+        let stream = [Stream::Stdout, Stream::Stderr][n % 2];
+        t.send(vec![chunk(
+            f,
+            stream,
+            n as u64 / 2 * 500,
+            &bytes(n as u64, 500),
+        )]);
+    }
+    t.send(vec![end(f, 50_000, 50_000)]);
+    t.acked(f, |ack| ack.ended);
+    for stream in [None, Some(Stream::Stdout), Some(Stream::Stderr)] {
+        let all = t.page(read(1, stream)).unwrap().pieces;
+        assert!(all.len() > 10);
+        for pair in all.windows(2) {
+            let from = pair[0].at + pair[0].data.len() as u64;
+            let page = t
+                .page(Read {
+                    from,
+                    ..read(1, stream)
+                })
+                .unwrap();
+            let next = &page.pieces[0];
+            assert_eq!((next.stream, next.offset), (pair[1].stream, pair[1].offset));
+        }
+    }
+    t.stop();
+}
+
+#[test]
 fn a_limit_of_its_own_holds_for_that_attempt_only_and_through_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let text = bytes(9, 5 << 20);
@@ -489,6 +543,7 @@ fn a_follower_is_woken_by_a_piece_by_the_end_and_by_a_new_attempt() {
         from,
         attempt,
         wait: true,
+        newer: attempt,
         ..read(1, None)
     };
     let first = t.output.read(follow(0, None));
@@ -509,6 +564,31 @@ fn a_follower_is_woken_by_a_piece_by_the_end_and_by_a_new_attempt() {
     t.send(vec![end(fence(1, 2), 3, 0)]);
     let page = third.blocking_recv().unwrap().unwrap();
     assert!(page.pieces.is_empty() && page.ended.is_some());
+    t.stop();
+}
+
+#[test]
+fn a_reader_of_one_attempt_waits_for_that_one_whatever_newer_ones_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut t = Trial::start(options(dir.path()));
+    t.send(vec![
+        chunk(fence(1, 1), Stream::Stdout, 0, b"old"),
+        chunk(fence(1, 2), Stream::Stdout, 0, b"new"),
+    ]);
+    t.acked(fence(1, 2), |ack| ack.stdout_through == 3);
+    let of_the_first = Read {
+        attempt: Some(1),
+        from: 3,
+        wait: true,
+        ..read(1, None)
+    };
+    let mut waits = t.output.read(of_the_first);
+    t.send(vec![chunk(fence(1, 2), Stream::Stdout, 3, b"er")]);
+    t.acked(fence(1, 2), |ack| ack.stdout_through == 5);
+    assert!(waits.try_recv().is_err(), "answered with nothing to say");
+    t.send(vec![chunk(fence(1, 1), Stream::Stdout, 3, b"er")]);
+    let page = waits.blocking_recv().unwrap().unwrap();
+    assert_eq!(&page.pieces[0].data[..], b"er");
     t.stop();
 }
 
@@ -545,6 +625,38 @@ fn a_purged_job_has_no_output_whatever_comes_later() {
         assert!(t.all(1, None).is_empty());
         t.stop();
         t = Trial::start(options(dir.path()));
+    }
+    t.stop();
+}
+
+#[test]
+fn output_of_jobs_that_did_not_fail_goes_after_its_time_and_that_of_others_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        keep: Duration::ZERO,
+        ..options(dir.path())
+    };
+    let well = (1..=60).filter(|job| job % 3 > 0).collect();
+    let mut t = Trial::start_with(options, ends(well));
+    for job in 1..=60 {
+        let f = fence(job, 1);
+        t.send(vec![
+            chunk(f, Stream::Stdout, 0, &bytes(job, 60_000)),
+            end(f, 60_000, 0),
+        ]);
+        t.acked(f, |ack| ack.ended);
+    }
+    // The last ones are in the segment being written, which has its time still before it.
+    let gone = || !(1..=40).any(|job| job % 3 > 0 && !t.all(job, None).is_empty());
+    for look in 0.. {
+        if gone() {
+            break;
+        }
+        assert!(look < 1_000, "it has not gone");
+        std::thread::park_timeout(PATIENCE / 1_000);
+    }
+    for job in (3..=60).step_by(3) {
+        assert_eq!(t.all(job, None), bytes(job, 60_000));
     }
     t.stop();
 }

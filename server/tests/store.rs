@@ -20,8 +20,8 @@ use hostler_server::metrics::Health;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
 use hostler_server::store::reader;
 use hostler_server::store::seam::{
-    Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob, Read, Record,
-    Store, StoreError, StoreErrorKind, Submission, Totals,
+    AttemptRecord, Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob,
+    Read, Record, Store, StoreError, StoreErrorKind, Submission, Totals,
 };
 use hostler_server::store::sqlite::{FILE, SqliteStore};
 use hostler_server::store::writer::{
@@ -99,6 +99,7 @@ on_every_store! {
     what_was_accepted_reads_back_as_it_was
     ends_are_visible_after_their_commit
     attempts_come_back_with_their_words
+    a_list_knows_the_attempts_that_did_not_end_their_jobs
     epochs_grow_and_ids_are_never_given_out_again
     a_deposed_store_changes_nothing
     a_key_is_remembered_with_its_jobs
@@ -316,6 +317,7 @@ fn class(number: u32, queue: &str) -> Class {
             max_losses: 3,
             timeout: None,
             grace: None,
+            stall: None,
             stop_on_partition: false,
         },
     }
@@ -503,6 +505,7 @@ fn attempts_come_back_with_their_words(ground: &dyn Ground) {
         result: vec![1],
         stderr_tail: vec![0xff, 0],
         usage: Some(Usage {
+            wall_ms: 6,
             user_ms: 1,
             system_ms: 2,
             peak_rss_bytes: 3,
@@ -547,6 +550,45 @@ fn attempts_come_back_with_their_words(ground: &dyn Ground) {
         ]
     );
     assert_eq!(attempts[0].worker.as_deref(), Some("w-1"));
+}
+
+fn a_list_knows_the_attempts_that_did_not_end_their_jobs(ground: &dyn Ground) {
+    let mut t = Trial::new(ground);
+    let first = t.submit(3);
+    let again = |job| {
+        Fact::Again(Again {
+            fence: t.fence(job, 1),
+            worker: WorkerId::new(1),
+            reason: Reason::ExitCode,
+            charge: Charge::Failure,
+            started: Some(t.now),
+            at: t.now,
+            due: Some(When::Engine(t.now)),
+            detail: None,
+        })
+    };
+    let facts = [
+        t.worker(1),
+        t.assigned(1, &[(first, 1), (first + 1, 1), (first + 2, 1)]),
+        again(first),
+        t.assigned(1, &[(first, 2)]),
+        t.ended(first, 2, JobState::Succeeded, Reason::None),
+        // Cancelled while it waited for its second try.
+        again(first + 1),
+        t.ended(first + 1, 0, JobState::Cancelled, Reason::CancelledByUser),
+        t.ended(first + 2, 1, JobState::Succeeded, Reason::None),
+    ];
+    t.commit(&[], &facts).unwrap();
+    let page = t.read().list(&list(|q| q.limit = 10)).unwrap();
+    let former: Vec<usize> = (page.records.iter())
+        .map(|record| record.attempts.len())
+        .collect();
+    assert_eq!(former, [1, 1, 0]);
+    for record in &page.records {
+        let told = t.record(record.id.raw()).attempts;
+        let numbers = |all: &[AttemptRecord]| all.iter().map(|it| it.number).collect::<Vec<_>>();
+        assert_eq!(numbers(&record.attempts), numbers(&told));
+    }
 }
 
 fn epochs_grow_and_ids_are_never_given_out_again(ground: &dyn Ground) {
@@ -1119,7 +1161,10 @@ proptest! {
 
     #[test]
     fn recovery_from_sqlite_agrees_with_a_model(steps in steps()) {
-        live_through(&Directory::new(), &steps);
+        let ground = Directory::new();
+        live_through(&ground, &steps);
+        let report = hostler_server::verify(&ground.path()).unwrap();
+        assert!(report.is_sound(), "{:#?}", report.findings);
     }
 
     #[test]
@@ -1893,6 +1938,39 @@ fn a_mark_on_its_way_keeps_what_living_jobs_above_it_need() {
     assert_eq!(t.restored(), before);
     t.maintain();
     assert_eq!(t.restored(), before);
+}
+
+#[test]
+fn a_log_held_up_by_a_reader_grows_is_counted_and_begins_anew_when_the_reader_is_gone() {
+    let ground = Directory::new();
+    let mut store = ground.sqlite();
+    store.checkpoint_every(8);
+    let mut t = Trial::on(Box::new(store));
+    let mut step = || {
+        t.submit(200);
+        t.now = t.now + hostler_engine::Span::from_secs(2);
+        let stamp = t.stamp();
+        t.store.maintain(&stamp).unwrap();
+        t.store.log_bytes()
+    };
+    let alone: Vec<u64> = (0..20).map(|_| step()).collect();
+    let most = alone.iter().max().unwrap();
+    assert!(*most < 40 * 16_384, "it is used anew by itself: {alone:?}");
+
+    let reader = ground.database();
+    reader.execute_batch("BEGIN").unwrap();
+    let count = || -> u64 {
+        let sql = "SELECT count(*) FROM jobs";
+        reader.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let before = count();
+    let held: Vec<u64> = (0..20).map(|_| step()).collect();
+    assert!(held.is_sorted(), "{held:?}");
+    assert!(held[19] > 2 * most, "{held:?} beside {most}");
+    assert_eq!(count(), before, "the reader still sees its snapshot");
+    reader.execute_batch("COMMIT").unwrap();
+    let after: Vec<u64> = (0..3).map(|_| step()).collect();
+    assert!(after[2] <= *most, "{after:?} beside {most}");
 }
 
 // What only memory can show: its faults.

@@ -401,6 +401,40 @@ fn health_and_version_tell_of_server_and_program() {
 }
 
 #[test]
+fn verify_tells_by_its_exit_code_whether_the_files_are_sound() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 2);
+    let done = cluster.submit(&json!({"command": ["echo", "hello"]}));
+    cluster.await_end(done);
+    let data = cluster.data();
+    let dir = data.to_str().unwrap();
+    let beside = cluster.hostler(&["verify", dir]).expect_code(0);
+    assert!(
+        beside.stdout.contains("A server runs on it"),
+        "{}",
+        beside.stdout
+    );
+    assert!(beside.stdout.contains("sound"), "{}", beside.stdout);
+    cluster.stop_server().expect_code(0);
+    let offline = cluster
+        .hostler(&["verify", dir, "-o", "json"])
+        .expect_code(0);
+    assert_eq!(offline.json()["server"], Value::Null);
+    assert_eq!(offline.json()["counts"]["jobs"], 1);
+
+    let db = rusqlite::Connection::open(data.join("hostler.db")).unwrap();
+    db.execute("DELETE FROM jobs", []).unwrap();
+    drop(db);
+    let doctored = cluster.hostler(&["verify", dir]).expect_code(1);
+    let said = format!("ends: job {done}: it has an end and was never accepted");
+    assert!(doctored.stdout.contains(&said), "{}", doctored.stdout);
+
+    let none = cluster.hostler(&["verify", "/no/such"]).expect_code(3);
+    assert!(none.stderr.contains("/no/such"), "{}", none.stderr);
+    cluster.hostler(&["verify", dir, "more"]).expect_code(2);
+}
+
+#[test]
 fn without_a_server_the_way_out_is_told() {
     let scratch = Scratch::new();
     let url = format!("http://127.0.0.1:{}", free_port());
@@ -489,4 +523,66 @@ fn an_idle_worker_leaves_when_told_to() {
                 .is_none_or(|view| view["connected"] == false)
         },
     );
+}
+
+#[test]
+fn the_cluster_is_seen_at_a_glance_and_top_needs_a_terminal() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 1);
+    cluster.submit(&json!({"handler": "sleep", "payload": {"ms": 600_000}}));
+    cluster.submit(&json!({"handler": "noop"}));
+    let nowhere = cluster.submit(&json!({"handler": "noop", "queue": "video"}));
+    let words = |text: &str| -> Vec<String> {
+        let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.lines().map(line).collect()
+    };
+    eventually(PATIENCE, "one job runs and two wait", || {
+        let stats = cluster.client().get("/stats").expect(200).json();
+        stats["held"] == 1 && stats["queued"] == 2 && stats["since_start"]["submitted"] == 3
+    });
+    let stats = cluster.client().get("/stats").expect(200).json();
+    assert!(stats["oldest_wait_ms"].is_u64(), "{stats}");
+    let queues = cluster.client().get("/queues").expect(200).json()["queues"].clone();
+    assert_eq!(queues[0]["name"], "default", "{queues}");
+    let numbers = ["queued", "running", "workers", "slots"];
+    assert_eq!(
+        numbers.map(|of| queues[0][of].as_u64().unwrap()),
+        [1, 1, 1, 1]
+    );
+    assert_eq!(
+        numbers.map(|of| queues[1][of].as_u64().unwrap()),
+        [1, 0, 0, 0]
+    );
+
+    let status = words(&cluster.hostler(&["status"]).expect_code(0).stdout);
+    for wanted in [
+        "Jobs 2 queued, 0 scheduled, 1 running, 0 cancelling",
+        "Workers 1 connected with 1 slots, 1 in use",
+        "QUEUE QUEUED RUNNING OLDEST WAIT WORKERS SLOTS",
+    ] {
+        assert!(
+            status.iter().any(|line| line == wanted),
+            "{wanted:?}: {status:#?}"
+        );
+    }
+    let listed = words(&cluster.hostler(&["queues"]).expect_code(0).stdout);
+    assert!(
+        listed[2].starts_with("video 1 0 ") && listed[2].ends_with("0 0 no worker"),
+        "{listed:#?}"
+    );
+
+    let top = cluster.hostler(&["top"]).expect_code(2);
+    assert!(top.stderr.contains("needs a terminal"), "{}", top.stderr);
+    assert!(top.stderr.contains("hint:"), "{}", top.stderr);
+
+    // What is watched is shown again until it is over.
+    let nowhere = nowhere.to_string();
+    let mut watch = cluster.spawn_hostler(&["status", "-w", &nowhere]);
+    eventually(PATIENCE, "it is shown twice", || {
+        assert!(watch.runs(), "{}", watch.stderr());
+        watch.stdout().matches("queued").count() >= 2
+    });
+    cluster.hostler(&["cancel", &nowhere]).expect_code(0);
+    let end = watch.wait(PATIENCE).expect_code(0);
+    assert!(end.stdout.contains("cancelled"), "{}", end.stdout);
 }

@@ -495,6 +495,93 @@ fn a_worker_frozen_beyond_the_grace_loses_its_job_and_its_late_word_changes_noth
 }
 
 #[test]
+fn a_second_worker_of_one_name_waits_until_the_first_is_gone() {
+    let mut cluster = Cluster::start();
+    let mut first = cluster.worker("w-1", 1);
+    let effects = cluster.effects();
+    let id = cluster.submit(&effects.job(r#"[ "$HOSTLER_ATTEMPT" = 2 ] || sleep 120"#));
+    first_start(&effects, id);
+    let addr = cluster.worker_addr().to_string();
+    let mut second = cluster.spawn_worker(&addr, "w-1", 1, &[]);
+    eventually(PATIENCE, "the second is told why it waits", || {
+        assert!(second.process.runs(), "{}", second.process.stderr());
+        second.process.stderr().contains("of this name")
+    });
+    let view = cluster.job(id);
+    assert_eq!(
+        (&view["state"], &view["attempt"]),
+        (&json!("running"), &json!(1))
+    );
+    assert_eq!(effects.of(id).len(), 1);
+    // It is another instance: what the first one held is lost with it, at once.
+    first.kill();
+    let end = cluster.await_end(id);
+    assert_eq!(
+        (&end["state"], &end["attempt"], &end["worker"]),
+        (&json!("succeeded"), &json!(2), &json!("w-1")),
+        "{end}"
+    );
+    check_attempts(&effects);
+    cluster.database().check();
+}
+
+#[test]
+fn a_restored_backup_does_not_take_a_workers_old_attempts_for_its_own() {
+    let mut cluster = Cluster::start();
+    cluster.stop_server().expect_code(0);
+    let (data, backup) = (cluster.data(), cluster.scratch().join("backup"));
+    copy_files(&data, &backup);
+
+    cluster.start_server();
+    let _worker = cluster.worker("w-1", 1);
+    let effects = cluster.effects();
+    let gate = cluster.scratch().join("gate");
+    let old = cluster.submit(&effects.job(&format!("{}; exit 7", until_exists_line(&gate))));
+    let old_start = first_start(&effects, old);
+    let old_pid = live_pid(&cluster, old);
+    cluster.kill_server();
+
+    // The server goes back to what it was: the same ids and the same number of its start will be given out again.
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_files(&backup, &data);
+    cluster.start_server();
+    let new = cluster.submit(&effects.job("true"));
+    assert_eq!(new, old, "not the situation that was meant");
+    cluster.await_worker("w-1");
+    let end = cluster.await_end(new);
+    // It was given to the worker by the old one's name, and given back, or the old one was gone by then.
+    assert_eq!(
+        (&end["state"], &end["exit_code"]),
+        (&json!("succeeded"), &json!(0)),
+        "{end}"
+    );
+    for former in end["attempts"].as_array().unwrap().iter().rev().skip(1) {
+        assert_eq!(former["reason"], "returned", "{end}");
+    }
+    let starts = effects.of(new);
+    assert_eq!(starts.len(), 2, "the old one and the new one: {starts:?}");
+    assert_eq!(starts[0], old_start);
+    let pid = i32::try_from(old_pid.as_u64().unwrap()).unwrap();
+    eventually(PATIENCE, "the job nobody remembers is ended", || {
+        !hostler_tests::alive(rustix::process::Pid::from_raw(pid).unwrap())
+    });
+    cluster.prove_healthy();
+    cluster.database().check();
+}
+
+fn copy_files(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_files(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_lock_of_a_killed_server_is_not_in_the_way_although_its_jobs_live_on() {
     let mut cluster = Cluster::start();
     let gate = cluster.scratch().join("gate");

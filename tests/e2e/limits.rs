@@ -156,7 +156,7 @@ fn every_wrong_field_is_named_with_its_pointer() {
             json!({"command": ["true"], "requires": {"cpus": 1}}),
             "/requires",
         ),
-        (json!({"command": ["true"], "stall_ms": 1}), "/stall_ms"),
+        (json!({"command": ["true"], "stall_ms": 0}), "/stall_ms"),
     ];
     let mut wrong = Vec::new();
     for (job, pointer) in table {
@@ -270,6 +270,48 @@ fn what_is_too_large_is_413_before_it_is_read() {
     answer.problem(answer.status);
     assert_eq!(cluster.database().number("SELECT count(*) FROM job"), 0);
     cluster.prove_healthy();
+}
+
+#[test]
+fn memory_stays_flat_while_everything_is_refused() {
+    let rounds = size(150, 5_000);
+    let mut cluster = Cluster::start();
+    let mut client = cluster.client();
+    let too_large = "x".repeat((8 << 20) + 1);
+    let many = format!("[{}]", vec![r#"{"handler":"noop"}"#; 10_001].join(","));
+    let refuse_all = |client: &mut hostler_tests::Client, round: usize| {
+        let json = |body: &str| Request::post("/jobs").bytes("application/json", body);
+        let claimed = json("{").header("Content-Length", (8 << 20 | 1).to_string());
+        client.ask(claimed).problem(413);
+        client.ask(json(r#"{"command": 7}"#)).problem(422);
+        client.ask(json("{")).problem(400);
+        client.ask(Request::get("/jobs/999999")).problem(404);
+        if round.is_multiple_of(10) {
+            client.ask(json(&many)).problem(413);
+            client.ask(json(&too_large)).problem(413);
+        }
+    };
+    // What is kept once for all is there after a while.
+    for round in 0..50 {
+        refuse_all(&mut client, round);
+    }
+    let before = rss_bytes(&mut cluster);
+    for round in 0..rounds {
+        refuse_all(&mut client, round);
+    }
+    let after = rss_bytes(&mut cluster);
+    eprintln!(
+        "{} refusals: {} KiB before, {} KiB after",
+        rounds * 4,
+        before >> 10,
+        after >> 10
+    );
+    assert!(
+        after < before + (16 << 20),
+        "{} KiB more after {rounds} rounds of refusals",
+        (after - before) >> 10
+    );
+    assert_eq!(cluster.database().number("SELECT count(*) FROM job"), 0);
 }
 
 #[test]

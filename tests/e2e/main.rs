@@ -12,8 +12,17 @@
 mod cancel;
 mod cli;
 mod crash;
+mod disk;
+mod drain;
 mod intruders;
 mod limits;
+mod logs;
 mod output;
 mod probe;
+mod processes;
+mod stall;
 mod submit;
+mod torture;
+mod versions;
+mod wall;
+mod wire;

@@ -77,6 +77,14 @@ pub fn never(during: Duration, what: impl Display, mut holds: impl FnMut() -> bo
     }
 }
 
+/// Lets time pass: to choose the moment of a blow, or the pace of a load. Never to wait until something has happened.
+pub fn pause(span: Duration) {
+    let start = now();
+    while let Some(left) = span.checked_sub(elapsed(start)) {
+        thread::park_timeout(left);
+    }
+}
+
 /// A time such as `2026-11-24T09:01:12.345Z`, in ms since 1970.
 ///
 /// # Panics

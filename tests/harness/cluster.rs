@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::clock::{PATIENCE, eventually, wait_for};
 use crate::database::Database;
+use crate::disk::SmallDisk;
 use crate::effects::Effects;
 use crate::http::{Client, Request, Response};
 use crate::process::{Finished, Process};
@@ -20,9 +21,11 @@ use crate::scratch::{Scratch, free_port};
 pub struct Cluster {
     server: Option<Process>,
     flags: Vec<String>,
+    env: Vec<(String, String)>,
     http: SocketAddr,
     workers: SocketAddr,
     data: PathBuf,
+    disk: Option<SmallDisk>,
     // Last, because it removes what the others still use.
     scratch: Scratch,
 }
@@ -46,17 +49,49 @@ impl Cluster {
     /// A server with these flags besides addresses and data directory, ready.
     #[track_caller]
     pub fn with(flags: &[&str]) -> Self {
-        let scratch = Scratch::new();
+        Self::in_environment(Scratch::new(), flags, Vec::new())
+    }
+
+    /// The same in this directory, its server with these variables beside the usual ones.
+    #[track_caller]
+    pub fn in_environment(scratch: Scratch, flags: &[&str], env: Vec<(String, String)>) -> Self {
         let mut cluster = Self {
             server: None,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            env,
             http: SocketAddr::from(([127, 0, 0, 1], free_port())),
             workers: SocketAddr::from(([127, 0, 0, 1], free_port())),
             data: scratch.join("data"),
+            disk: None,
             scratch,
         };
         cluster.start_server();
         cluster
+    }
+
+    /// A server whose data lie on a disk of so many MiB, ready; none where such a disk may not be made.
+    #[track_caller]
+    pub fn on_small_disk(mib: u32) -> Option<Self> {
+        let scratch = Scratch::new();
+        let disk = SmallDisk::mount(&scratch.join("small"), mib)?;
+        let mut cluster = Self {
+            server: None,
+            flags: Vec::new(),
+            env: Vec::new(),
+            http: SocketAddr::from(([127, 0, 0, 1], free_port())),
+            workers: SocketAddr::from(([127, 0, 0, 1], free_port())),
+            data: scratch.join("small/data"),
+            disk: Some(disk),
+            scratch,
+        };
+        cluster.start_server();
+        Some(cluster)
+    }
+
+    /// The disk of [`Cluster::on_small_disk`].
+    #[track_caller]
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("it has a disk of its own")
     }
 
     /// Starts the server, which does not run, and waits until it is ready.
@@ -92,7 +127,10 @@ impl Cluster {
             &data,
         ];
         args.extend(self.flags.iter().map(String::as_str));
-        Process::hostler(&self.scratch, &args, &[])
+        let env: Vec<(&str, &str)> = (self.env.iter())
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        Process::hostler(&self.scratch, &args, &env)
     }
 
     /// kill -9 of the server alone.
@@ -105,6 +143,14 @@ impl Cluster {
     #[track_caller]
     pub fn restart_server(&mut self) {
         self.kill_server();
+        self.start_server();
+    }
+
+    /// A new start of a server that has ended by itself.
+    #[track_caller]
+    pub fn start_anew(&mut self) {
+        let mut ended = self.server.take().expect("there was a server");
+        assert!(!ended.runs(), "the server still runs");
         self.start_server();
     }
 

@@ -1,4 +1,5 @@
-//! A false server: it speaks the handshake perfectly, but does not know the workers' token.
+//! A false server: it speaks the handshake perfectly, but does not know the workers' token. Or one of another release,
+//! which knows it and speaks another version of the protocol.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -32,6 +33,26 @@ impl Impostor {
                 // Each worker tells at most its hello; a broken connection is told as silence.
                 if meet(stream, &tell).is_none() && tell.send(None).is_err() {
                     return;
+                }
+            }
+        });
+        Self { addr, met }
+    }
+
+    /// Starts one that answers each hello with this frame, made from it, and closes.
+    pub fn answering(answer: impl Fn(&Hello) -> Frame + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (_tell, met) = channel();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut decoder = Decoder::new();
+                if let Some(Frame::Hello(hello)) = read_frame(&mut stream, &mut decoder) {
+                    let mut out = BytesMut::new();
+                    answer(&hello).encode(&mut out);
+                    stream.write_all(&out).ok();
+                    // Until the worker has gone, so that it can read the answer.
+                    read_frame(&mut stream, &mut decoder);
                 }
             }
         });

@@ -3,9 +3,10 @@
 //! - [`Cluster`]: a server in a data directory of its own, with workers, restarted on the same ports.
 //! - [`Process`]: one process of ours: signals by its id, its end awaited with a deadline, its words kept in files.
 //! - [`Client`]: HTTP/1.1 by hand, so that the tests see the bytes and not a library's idea of them.
-//! - [`Relay`]: stands between worker and server; holds, cuts, delays and remembers. [`Impostor`]: a false server.
+//! - [`Relay`]: stands between worker and server; holds, cuts, delays, damages and remembers. [`Impostor`]: a false server.
 //! - [`Database`]: the file itself, through its public views. [`Effects`]: what jobs really did, in their own words.
-//! - [`eventually`], [`never`]: waiting with a deadline instead of sleeping.
+//! - [`eventually`], [`never`]: waiting with a deadline instead of sleeping. [`Random`]: chance that can be repeated.
+//! - [`Wall`]: a wall clock that can be set, for one process.
 //!
 //! A harness that cannot go on panics where it stands, with what it saw.
 #![expect(
@@ -17,20 +18,28 @@ mod binary;
 mod clock;
 mod cluster;
 mod database;
+mod disk;
 mod effects;
 mod http;
 mod impostor;
 mod process;
+mod random;
 mod relay;
 mod scratch;
+mod wall;
 
 pub use binary::{find_binary, full, size};
-pub use clock::{PATIENCE, elapsed, eventually, never, now, parse_rfc3339_ms, unix_ms, wait_for};
+pub use clock::{
+    PATIENCE, elapsed, eventually, never, now, parse_rfc3339_ms, pause, unix_ms, wait_for,
+};
 pub use cluster::{Cluster, WorkerProc};
 pub use database::Database;
+pub use disk::SmallDisk;
 pub use effects::{Effects, Start};
 pub use http::{Client, Request, Response, Streaming};
 pub use impostor::Impostor;
 pub use process::{Finished, Process};
-pub use relay::Relay;
+pub use random::Random;
+pub use relay::{Damage, Relay, Way};
 pub use scratch::{Scratch, alive, free_port};
+pub use wall::Wall;

@@ -87,9 +87,29 @@ impl Process {
         read_lossy(&self.stdout)
     }
 
+    /// The same, byte for byte.
+    pub fn stdout_bytes(&self) -> Vec<u8> {
+        fs::read(&self.stdout).unwrap_or_default()
+    }
+
     /// What it has written to standard error so far.
     pub fn stderr(&self) -> String {
         read_lossy(&self.stderr)
+    }
+
+    /// A number of `/proc/PID/status`, in KiB: `VmRSS`, `VmHWM` (the most it ever was).
+    #[track_caller]
+    pub fn memory_kib(&self, what: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(what));
+        let number = line.and_then(|rest| rest.split_whitespace().nth(1));
+        number.unwrap().parse().unwrap()
+    }
+
+    /// From here on `VmHWM` counts anew.
+    #[track_caller]
+    pub fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
     }
 
     /// Whether it still runs.

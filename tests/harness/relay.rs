@@ -1,7 +1,11 @@
 //! A relay between workers and server. It passes bytes on, and on command it holds them (the connection stays open and
-//! silent), cuts it (reset), delays them, and remembers what a worker said, to be replayed.
+//! silent), abandons a connection (neither end hears of the other again, nor of its end), cuts it (reset), also in the
+//! middle of a frame, delays bytes, damages them, and remembers what a worker said, to be replayed.
 //!
 //! Connections are chosen by what they are for, which the first frame of each says: control or output.
+//!
+//! Damage is done where a frame begins. In the middle of one it could turn a word into another word, which nobody but
+//! a checksum could tell: the protocol leaves that to TCP's, and to TLS.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,6 +20,28 @@ use rustix::net::sockopt::set_socket_linger;
 
 /// What is remembered of a connection: a handshake, not what follows.
 const REMEMBERED_BYTES_MAX: usize = 64 << 10;
+
+/// A direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the worker to the server.
+    Up,
+    /// From the server to the worker.
+    Down,
+}
+
+/// What is done to the next frame on its way.
+#[derive(Clone, Debug)]
+pub enum Damage {
+    /// These bytes go before it.
+    Insert(Vec<u8>),
+    /// The length it says is beyond every limit.
+    FlipLength,
+    /// It is of a kind that nobody knows and nobody may pass over.
+    FlipKind,
+    /// A few bytes of it pass, then the connection is reset.
+    CutInFrame,
+}
 
 /// A relay to one address. It runs until the test ends.
 #[derive(Debug)]
@@ -36,6 +62,8 @@ struct Rules {
     held: Vec<Role>,
     refused: bool,
     delay: Duration,
+    damage: Vec<(Role, Way, Damage)>,
+    damaged: usize,
     links: Vec<Arc<Link>>,
     accepted: usize,
     passed_bytes: u64,
@@ -49,6 +77,16 @@ struct Link {
     /// What the worker said first, up to a bound.
     said: Mutex<Said>,
     cut: AtomicBool,
+    abandoned: AtomicBool,
+}
+
+/// Where frames begin in a stream of bytes.
+#[derive(Debug, Default)]
+struct Frames {
+    /// What is known of the present one's length.
+    header: Vec<u8>,
+    /// Bytes of the present one that are still to come after its length.
+    left: usize,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +142,35 @@ impl Relay {
         self.shared
             .change(|rules| rules.links.retain(|link| !link.cut.load(Ordering::SeqCst)));
         links.len()
+    }
+
+    /// The present connections of this role swallow everything from now on, and neither end is told when the other
+    /// closes: what a peer is to which a cable has been pulled. Says how many there were.
+    pub fn abandon(&self, role: Role) -> usize {
+        let links = self.links(role);
+        for link in &links {
+            link.abandoned.store(true, Ordering::SeqCst);
+        }
+        self.shared.change(|rules| {
+            (rules.links).retain(|link| !link.abandoned.load(Ordering::SeqCst));
+        });
+        links.len()
+    }
+
+    /// Does this to the next frame of a connection of this role that goes this way.
+    pub fn damage(&self, role: Role, way: Way, damage: Damage) {
+        self.shared
+            .change(|rules| rules.damage.push((role, way, damage)));
+    }
+
+    /// Frames damaged so far.
+    pub fn damaged(&self) -> usize {
+        self.shared.rules.lock().unwrap().damaged
+    }
+
+    /// No damage is done that has not been done yet.
+    pub fn spare(&self) {
+        self.shared.change(|rules| rules.damage.clear());
     }
 
     /// New connections are reset at once, or no longer.
@@ -173,13 +240,18 @@ impl Shared {
             server,
             said: Mutex::default(),
             cut: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
         });
         rules.links.push(Arc::clone(&link));
         drop(rules);
-        for up in [true, false] {
+        for way in [Way::Up, Way::Down] {
             let (shared, link) = (Arc::clone(self), Arc::clone(&link));
             thread::spawn(move || {
-                shared.pump(&link, up).ok();
+                shared.pump(&link, way).ok();
+                if link.abandoned.load(Ordering::SeqCst) {
+                    // The other half closes when its own end does.
+                    return;
+                }
                 link.close();
                 shared.change(|rules| rules.links.retain(|it| !Arc::ptr_eq(it, &link)));
             });
@@ -187,31 +259,57 @@ impl Shared {
     }
 
     /// Passes on what comes from one end, until that end closes or the link is cut.
-    fn pump(&self, link: &Link, up: bool) -> io::Result<()> {
-        let (mut from, mut to) = if up {
-            (&link.worker, &link.server)
-        } else {
-            (&link.server, &link.worker)
+    fn pump(&self, link: &Link, way: Way) -> io::Result<()> {
+        let (mut from, mut to) = match way {
+            Way::Up => (&link.worker, &link.server),
+            Way::Down => (&link.server, &link.worker),
         };
         let mut buffer = vec![0; 64 << 10];
+        let mut frames = Frames::default();
         loop {
             let read = from.read(&mut buffer)?;
             if read == 0 {
                 return Ok(());
             }
-            if up {
-                link.listen(&buffer[..read]);
+            let bytes = &buffer[..read];
+            if way == Way::Up {
+                link.listen(bytes);
             }
             self.wait_for_leave(link);
-            to.write_all(&buffer[..read])?;
+            if link.abandoned.load(Ordering::SeqCst) {
+                continue;
+            }
+            let begin = frames.pass(bytes);
+            match begin.and_then(|begin| Some((begin, self.take_damage(link, way)?))) {
+                None => to.write_all(bytes)?,
+                Some((begin, damage)) => {
+                    let (before, frame) = bytes.split_at(begin);
+                    to.write_all(before)?;
+                    if !write_damaged(to, frame, damage)? {
+                        reset(&link.worker);
+                        reset(&link.server);
+                        return Ok(());
+                    }
+                }
+            }
             self.rules.lock().unwrap().passed_bytes += read as u64;
         }
+    }
+
+    fn take_damage(&self, link: &Link, way: Way) -> Option<Damage> {
+        let role = link.role()?;
+        let mut rules = self.rules.lock().unwrap();
+        let mut all = rules.damage.iter();
+        let at = all.position(|(its_role, its_way, _)| (*its_role, *its_way) == (role, way))?;
+        rules.damaged += 1;
+        Some(rules.damage.remove(at).2)
     }
 
     fn wait_for_leave(&self, link: &Link) {
         let role = link.role();
         let held = |rules: &mut Rules| {
-            !link.cut.load(Ordering::SeqCst) && role.is_some_and(|role| rules.held.contains(&role))
+            let is_over = link.cut.load(Ordering::SeqCst) || link.abandoned.load(Ordering::SeqCst);
+            !is_over && role.is_some_and(|role| rules.held.contains(&role))
         };
         let rules = self.rules.lock().unwrap();
         let rules = self.changed.wait_while(rules, held).unwrap();
@@ -249,6 +347,48 @@ impl Link {
         self.worker.shutdown(Shutdown::Both).ok();
         self.server.shutdown(Shutdown::Both).ok();
     }
+}
+
+impl Frames {
+    /// Takes what passes. Says where in it the last whole header of a frame begins, if there is one.
+    fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
+        const HEADER_BYTES: usize = 6;
+        let (mut at, mut begin) = (0, None);
+        while at < bytes.len() {
+            if self.left > 0 {
+                let step = self.left.min(bytes.len() - at);
+                self.left -= step;
+                at += step;
+                continue;
+            }
+            if self.header.is_empty() && bytes.len() - at >= HEADER_BYTES {
+                begin = Some(at);
+            }
+            self.header.push(bytes[at]);
+            at += 1;
+            if let &[a, b, c, d] = &self.header[..] {
+                self.left = u32::from_le_bytes([a, b, c, d]) as usize;
+                self.header.clear();
+            }
+        }
+        begin
+    }
+}
+
+/// Writes a frame as it should not be. False if the connection is to be reset then.
+fn write_damaged(mut to: &TcpStream, frame: &[u8], damage: Damage) -> io::Result<bool> {
+    let mut frame = frame.to_vec();
+    match damage {
+        Damage::Insert(bytes) => to.write_all(&bytes)?,
+        Damage::FlipLength => frame[3] ^= 0x40,
+        Damage::FlipKind => (frame[4], frame[5]) = (0x7f, 0),
+        Damage::CutInFrame => {
+            to.write_all(&frame[..5])?;
+            return Ok(false);
+        }
+    }
+    to.write_all(&frame)?;
+    Ok(true)
 }
 
 /// Closes without ceremony: what is not yet delivered is lost.
@@ -330,5 +470,73 @@ mod tests {
         relay.refuse(true);
         let mut refused = TcpStream::connect(relay.addr()).unwrap();
         assert!(!matches!(refused.read(&mut [0]), Ok(1..)));
+    }
+
+    #[test]
+    fn it_knows_where_frames_begin_however_they_are_cut() {
+        // Three frames: 6 bytes, 9 bytes, 7 bytes.
+        let bytes = [
+            &[2, 0, 0, 0, 9, 9][..],
+            &[5, 0, 0, 0, 9, 9, 9, 9, 9],
+            &[3, 0, 0, 0, 9, 9, 9],
+        ]
+        .concat();
+        assert_eq!(Frames::default().pass(&bytes), Some(15));
+        for cut in 0..bytes.len() {
+            let mut frames = Frames::default();
+            let (first, second) = bytes.split_at(cut);
+            let begins = (frames.pass(first), frames.pass(second));
+            let first = [0, 6, 15].into_iter().rfind(|begin| begin + 6 <= cut);
+            let second = [0, 6, 15].into_iter().rfind(|begin| *begin >= cut);
+            assert_eq!(
+                begins,
+                (first, second.map(|begin| begin - cut)),
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_it_abandons_hears_nothing_and_is_not_told_of_the_end() {
+        let (relay, mut stream, _hello) = through_relay(Role::Control);
+        assert_eq!(relay.abandon(Role::Control), 1);
+        stream.write_all(b"into the void").unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        let heard = stream.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(heard, Err(io::ErrorKind::WouldBlock));
+        assert_eq!(relay.open(Role::Control), 0);
+    }
+
+    #[test]
+    fn it_damages_one_frame_and_passes_on_the_next() {
+        let frame = [3, 0, 0, 0, 9, 0, 7];
+        for (damage, arrives) in [
+            (
+                Damage::Insert(vec![1, 2, 3]),
+                vec![1, 2, 3, 3, 0, 0, 0, 9, 0, 7],
+            ),
+            (Damage::FlipLength, vec![3, 0, 0, 0x40, 9, 0, 7]),
+            (Damage::FlipKind, vec![3, 0, 0, 0, 0x7f, 0, 7]),
+        ] {
+            let (relay, mut stream, _hello) = through_relay(Role::Output);
+            relay.damage(Role::Output, Way::Up, damage);
+            // Nothing of another role.
+            relay.damage(Role::Control, Way::Up, Damage::CutInFrame);
+            let whole = [&arrives[..], &frame].concat();
+            let mut echo = vec![0; whole.len()];
+            stream.write_all(&frame).unwrap();
+            stream.read_exact(&mut echo[..arrives.len()]).unwrap();
+            stream.write_all(&frame).unwrap();
+            stream.read_exact(&mut echo[arrives.len()..]).unwrap();
+            assert_eq!(echo, whole);
+            assert_eq!(relay.damaged(), 1);
+        }
+        let (relay, mut stream, _hello) = through_relay(Role::Output);
+        relay.damage(Role::Output, Way::Up, Damage::CutInFrame);
+        stream.write_all(&frame).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(stream.read_exact(&mut [0; 7]).is_err(), "it was not cut");
     }
 }

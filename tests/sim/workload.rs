@@ -220,6 +220,7 @@ fn body(plan: u64, class: &ClassSpec) -> Bytes {
     };
     let work = Work {
         timeout_ms: class.timeout.map(Span::millis),
+        stall_ms: class.stall.map(Span::millis),
         grace_ms: class.grace.map(Span::millis),
         on_partition: if class.stop_on_partition {
             OnPartition::Stop
@@ -269,6 +270,7 @@ fn class(rng: &mut Rng) -> ClassSpec {
         timeout: rng
             .chance(300)
             .then(|| Span::from_millis(rng.pick(&[100, 1_000, 10_000]))),
+        stall: None,
         grace: rng
             .chance(300)
             .then(|| Span::from_millis(rng.pick(&[1, 500, 3_000]))),

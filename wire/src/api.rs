@@ -20,5 +20,8 @@ pub use job::{
     Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
 };
 pub use problem::{FieldError, Problem, ShapeError};
-pub use query::{Health, LogEnd, LogPiece, Stats, Version, WorkerList, WorkerView};
+pub use query::{
+    Done, Health, LogEnd, LogPiece, LogResync, QueueList, QueueStats, Stats, Version, WorkerList,
+    WorkerView,
+};
 pub use text::{InvalidTimestamp, Timestamp};

@@ -8,6 +8,8 @@ pub const HELLO_FRAME_BYTES_MAX: usize = 512;
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 /// Most assignments, reports or fences in one frame: what a turn of the engine handles.
 pub const BATCH_ITEMS_MAX: usize = 16_384;
+/// Most attempts asked about in one probe: the answer fits into a frame even if every note is as long as it may be.
+pub const PROBE_ITEMS_MAX: usize = 1_024;
 /// Most attempts a worker may hold (running, prefetched or unacknowledged) and resume: 2 ms of no-op work, many times.
 pub const HELD_MAX: usize = 65_536;
 /// Most slots of one worker.

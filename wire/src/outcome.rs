@@ -19,6 +19,8 @@ pub enum Outcome {
     OutOfMemory,
     /// The worker ended it because `timeout_ms` ran out.
     TimedOut,
+    /// The worker ended it because it gave no sign of life for `stall_ms`.
+    Stalled,
     /// The command could not be started and trying again here is pointless.
     SpawnFailed {
         /// The operating system's error number.
@@ -40,6 +42,8 @@ pub enum Outcome {
 /// What an attempt used. Sums over its process tree as far as the kernel tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// From its start to its end by the worker's clock, milliseconds.
+    pub wall_ms: u64,
     /// CPU time in user mode, milliseconds.
     pub user_ms: u64,
     /// CPU time in the kernel, milliseconds.

@@ -118,6 +118,8 @@ named! {
         BackOff = 16, "back_off";
         /// An exit code of `retry.later`: uncharged, tried again later.
         Later = 17, "later";
+        /// No output, progress or heartbeat for `stall_ms`.
+        Stalled = 18, "stalled";
     }
 }
 

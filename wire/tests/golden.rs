@@ -107,6 +107,7 @@ fn noop() -> Work {
     Work {
         timeout_ms: None,
         grace_ms: None,
+        stall_ms: None,
         on_partition: OnPartition::Keep,
         logs: Logs {
             mode: LogsMode::Keep,
@@ -124,6 +125,7 @@ fn echo() -> Work {
     Work {
         timeout_ms: Some(60_000),
         grace_ms: Some(5_000),
+        stall_ms: Some(10_000),
         on_partition: OnPartition::Stop,
         logs: Logs {
             mode: LogsMode::Stream,
@@ -359,6 +361,8 @@ fn frames() -> Vec<(&'static str, Frame)> {
                         rss_bytes: 64 << 20,
                         stdout_bytes: 1_812,
                         stderr_bytes: 0,
+                        quiet_ms: 120,
+                        output_age_ms: Some(120),
                         progress: Some(0.44),
                         note: "frame 440/1000".to_owned(),
                     },
@@ -417,6 +421,7 @@ fn every_other_outcome() -> Vec<Report> {
         message: "the disk is full".to_owned(),
         stderr_tail: b"write: ENOSPC\n".to_vec(),
         usage: Some(Usage {
+            wall_ms: 1_494,
             user_ms: 1_200,
             system_ms: 80,
             peak_rss_bytes: 9 << 20,
@@ -459,6 +464,7 @@ fn every_other_outcome() -> Vec<Report> {
             cancelled: true,
             ..report(8, 3, Outcome::Returned, 0)
         },
+        report(9, 1, Outcome::Stalled, 10_000_000),
     ]
 }
 
@@ -576,6 +582,7 @@ fn the_limits_in_the_document_are_ours() {
         ),
         ("FRAME_BYTES_MAX", limits::FRAME_BYTES_MAX),
         ("BATCH_ITEMS_MAX", limits::BATCH_ITEMS_MAX),
+        ("PROBE_ITEMS_MAX", limits::PROBE_ITEMS_MAX),
         ("HELD_MAX", limits::HELD_MAX),
         ("EPOCHS_MAX", limits::EPOCHS_MAX),
         ("SLOTS_MAX", limits::SLOTS_MAX as usize),

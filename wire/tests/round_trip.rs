@@ -42,6 +42,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         (1..=255u8).prop_map(|signal| Outcome::Signalled { signal }),
         Just(Outcome::OutOfMemory),
         Just(Outcome::TimedOut),
+        Just(Outcome::Stalled),
         any::<i32>().prop_map(|errno| Outcome::SpawnFailed { errno }),
         (any::<bool>(), any::<Option<u64>>()).prop_map(|(fatal, retry_after_ms)| {
             Outcome::HandlerFailed {
@@ -55,14 +56,16 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 }
 
 fn usage() -> impl Strategy<Value = Usage> {
-    any::<[u64; 5]>().prop_map(
+    any::<[u64; 6]>().prop_map(
         |[
+            wall_ms,
             user_ms,
             system_ms,
             peak_rss_bytes,
             stdout_bytes,
             stderr_bytes,
         ]| Usage {
+            wall_ms,
             user_ms,
             system_ms,
             peak_rss_bytes,
@@ -110,7 +113,7 @@ fn live() -> impl Strategy<Value = Live> {
     (
         fence(),
         any::<(bool, u32, u32)>(),
-        any::<[u64; 4]>(),
+        any::<([u64; 5], Option<u64>)>(),
         of(0f32..=1.0),
         text(),
     )
@@ -118,7 +121,7 @@ fn live() -> impl Strategy<Value = Live> {
             |(
                 fence,
                 (started, pid, processes),
-                [cpu_ms, rss_bytes, stdout, stderr],
+                ([cpu_ms, rss_bytes, stdout, stderr, quiet_ms], output_age_ms),
                 progress,
                 note,
             )| {
@@ -131,6 +134,8 @@ fn live() -> impl Strategy<Value = Live> {
                     rss_bytes,
                     stdout_bytes: stdout,
                     stderr_bytes: stderr,
+                    quiet_ms,
+                    output_age_ms,
                     progress,
                     note,
                 }
@@ -208,18 +213,21 @@ fn work() -> impl Strategy<Value = Work> {
         })
     });
     (
-        any::<(Option<u64>, Option<u64>)>(),
+        any::<(Option<u64>, Option<u64>, Option<u64>)>(),
         select(&[OnPartition::Keep, OnPartition::Stop]),
         logs(),
         prop_oneof![command, handler],
     )
-        .prop_map(|((timeout_ms, grace_ms), on_partition, logs, task)| Work {
-            timeout_ms,
-            grace_ms,
-            on_partition,
-            logs,
-            task,
-        })
+        .prop_map(
+            |((timeout_ms, grace_ms, stall_ms), on_partition, logs, task)| Work {
+                timeout_ms,
+                grace_ms,
+                stall_ms,
+                on_partition,
+                logs,
+                task,
+            },
+        )
 }
 
 fn handshake_frame() -> impl Strategy<Value = Frame> {

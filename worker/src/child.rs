@@ -3,9 +3,10 @@
 //! The end of the main process is the end of the attempt, not the end of its pipes, which a child it left behind may
 //! hold for ever: after the exit what the pipes hold is read, 200 ms at most, and then they are closed (semantics 26).
 //!
-//! A process that was told to end is gone when its whole group is: the dead main process is left unreaped until
-//! then, so that its number, by which the group is called, cannot become somebody else's. Only our own children are
-//! ever reaped.
+//! An attempt that was told to end is gone when all of its processes are (`kin`): the dead main process is left unreaped
+//! until then, so that its number, by which its group is called, cannot become somebody else's. What outlives a main
+//! process that ended by itself is ended too, or a later attempt would meet it: it has the time its output is read on
+//! for, then TERM, then KILL, all within a second. The record says so.
 //!
 //! Not here: starting it (`spawn`), when to signal it (`session`), what becomes of its output (`output`).
 
@@ -21,15 +22,26 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::clock::{Span, Time};
+use crate::kin::{Kin, Marks, Where};
+use crate::proc;
+use crate::reaper::Reaper;
+use crate::signs::Signs;
 use crate::spawn::Spawned;
-use crate::usage;
 
 /// How long pipes are read after the main process has ended.
 const READ_ON: Span = Span::from_ms(200);
-/// How often we look whether a group that was told to end is gone, once its main process is.
+/// How often we look whether processes that were told to end are gone, once their main process is.
 const LOOK_AGAIN: Span = Span::from_ms(50);
-/// How long after KILL the group is waited for: what still stands then is stuck in the kernel.
+/// Between TERM and KILL for what outlives a main process that ended by itself.
+const LEFT_GRACE: Span = Span::from_ms(300);
+/// How long after KILL they are waited for then, so that the end is told within a second of the main process's.
+const LEFT_STUCK: Span = Span::from_ms(300);
+/// How long after KILL they are waited for otherwise: what still stands then is stuck in the kernel.
 const STUCK: Span = Span::from_ms(1_000);
+/// Lines of standard error kept with an attempt's end.
+const TAIL_LINES_MAX: usize = 20;
+/// How many of those that could not be ended are named.
+const NAMED_MAX: usize = 8;
 
 /// A running process.
 #[derive(Debug)]
@@ -38,6 +50,8 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
     pub(crate) stdin: Option<Feed>,
+    pub(crate) signs: Signs,
+    started_at: Time,
     stdout: Pipe,
     stderr: Pipe,
     /// The end of standard error, a little more than is reported.
@@ -45,8 +59,21 @@ pub(crate) struct Child {
     exited_at: Option<Time>,
     /// It was signalled by us before it ended.
     told: bool,
+    kin: Kin,
+    left: Left,
+    /// How often the kernel had killed for want of memory when this was started.
+    pub(crate) oom_kills: u64,
     killed_at: Option<Time>,
     look_at: Time,
+}
+
+/// What a main process that ended by itself has left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Nobody, as far as we know.
+    Nobody,
+    /// So many were asked to end, to be killed at that time.
+    Asked { count: usize, kill_at: Time },
 }
 
 /// One of its outputs.
@@ -77,7 +104,13 @@ pub(crate) enum Read {
 }
 
 impl Child {
-    pub(crate) fn new(fence: Fence, spawned: Spawned, stdin: Option<Bytes>) -> Self {
+    pub(crate) fn new(
+        fence: Fence,
+        spawned: Spawned,
+        stdin: Option<Bytes>,
+        oom_kills: u64,
+        now: Time,
+    ) -> Self {
         let pipe = |fd| Pipe {
             fd,
             bytes: 0,
@@ -91,11 +124,16 @@ impl Child {
                 .stdin
                 .zip(stdin)
                 .map(|(pipe, rest)| Feed { pipe, rest }),
+            signs: Signs::new(now),
+            started_at: now,
             stdout: pipe(spawned.stdout),
             stderr: pipe(spawned.stderr),
             tail: Vec::new(),
             exited_at: None,
             told: false,
+            kin: Kin::new(spawned.marks, spawned.pid),
+            left: Left::Nobody,
+            oom_kills,
             killed_at: None,
             look_at: Time::default(),
         }
@@ -120,6 +158,11 @@ impl Child {
     /// Bytes read so far of standard output and standard error.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.stdout.bytes, self.stderr.bytes)
+    }
+
+    /// What each of its processes carries.
+    pub(crate) fn marks(&self) -> Marks {
+        self.kin.marks
     }
 
     pub(crate) fn exited(&self) -> bool {
@@ -168,19 +211,24 @@ impl Child {
         Read::Bytes(n)
     }
 
-    /// Signals the group, unless the main process has ended by itself.
-    pub(crate) fn end(&mut self, now: Time, force: bool) {
+    /// Tells all its processes to end, unless the main one has ended by itself.
+    pub(crate) fn end(&mut self, now: Time, force: bool, place: Where) {
         self.notice_exit(now);
         if self.exited() && !self.told {
             return;
         }
         self.told = true;
-        let signal = if force { Signal::KILL } else { Signal::TERM };
         if force {
-            self.killed_at = Some(now);
-            self.look_at = now;
+            self.kill(now, place);
+        } else {
+            self.kin.ask(place);
         }
-        signal_group(self.pid, signal);
+    }
+
+    fn kill(&mut self, now: Time, place: Where) {
+        self.kin.kill(place);
+        self.killed_at.get_or_insert(now);
+        self.look_at = now;
     }
 
     /// Looks whether the main process has ended, without reaping it.
@@ -199,42 +247,71 @@ impl Child {
 
     /// When to ask [`is_over`](Self::is_over) again; `None` while it runs.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let exited_at = self.exited_at?;
-        let read_until = exited_at + READ_ON;
-        Some(if self.told { self.look_at } else { read_until })
+        self.exited_at.map(|_| self.look_at)
     }
 
-    /// Whether everything that is to be waited for has come: the exit, the rest of the output, and the end of the
-    /// group if that was told to end.
-    pub(crate) fn is_over(&mut self, now: Time) -> bool {
+    /// Whether everything that is to be waited for has come: the exit, the rest of the output, and the end of all its
+    /// processes. `reaper` has looked since the exit was noticed.
+    pub(crate) fn is_over(&mut self, now: Time, reaper: &Reaper) -> bool {
         let Some(exited_at) = self.exited_at else {
             return false;
         };
-        let read =
-            self.stdout.fd.is_none() && self.stderr.fd.is_none() || now >= exited_at + READ_ON;
-        if !self.told {
-            return read;
-        }
-        if self.killed_at.is_some_and(|at| now >= at + STUCK) {
-            return true;
+        let read_until = exited_at + READ_ON;
+        let closed = self.stdout.fd.is_none() && self.stderr.fd.is_none();
+        let read = closed || now >= read_until;
+        let place = reaper.place();
+        if !self.told && self.left == Left::Nobody {
+            if !reaper.may_have_left(&self.kin, read && !closed) || self.kin.look(place) == 0 {
+                self.look_at = read_until;
+                return read;
+            }
+            if now < read_until {
+                self.look_at = read_until.min(now + LOOK_AGAIN);
+                return false;
+            }
+            self.kin.ask(place);
+            self.left = Left::Asked {
+                count: self.kin.living().len(),
+                kill_at: now + LEFT_GRACE,
+            };
+            self.look_at = now;
         }
         if now < self.look_at {
             return false;
         }
         self.look_at = now + LOOK_AGAIN;
-        let group = self.pid.as_raw_nonzero().get().unsigned_abs();
-        let gone = usage::groups(&[group])
-            .get(&group)
-            .is_none_or(|left| left.processes == 0);
-        gone && read
+        let stuck = match self.left {
+            Left::Nobody => STUCK,
+            Left::Asked { kill_at, .. } => {
+                if now >= kill_at {
+                    self.killed_at.get_or_insert(now);
+                }
+                LEFT_STUCK
+            }
+        };
+        let mut gone = self.kin.look(place) == 0;
+        if !gone && self.killed_at.is_some() {
+            // Once more each time: it may have multiplied.
+            gone = self.kin.kill(place) == 0;
+        }
+        let given_up = self.killed_at.is_some_and(|at| now >= at + stuck);
+        given_up || gone && read
     }
 
     /// Reaps it: how it ended, and whether we had told it to.
-    pub(crate) fn reap(&mut self) -> (Outcome, Detail, bool) {
+    pub(crate) fn reap(&mut self, reaper: &mut Reaper) -> (Outcome, Detail, bool) {
+        if reaper.place() == Where::Anywhere {
+            // Nobody looked unless there was reason to. As long as it is not reaped, its number means its own group.
+            proc::signal_group(self.pid, Signal::KILL);
+        }
         let (status, mut usage) = wait4(self.pid);
+        let ended_at = self.exited_at.unwrap_or(self.started_at);
+        usage.wall_ms = (ended_at - self.started_at).us() / 1_000;
+        reaper.reaped(self.pid);
         (usage.stdout_bytes, usage.stderr_bytes) = self.bytes();
         let mut detail = Detail {
             usage: Some(usage),
+            message: self.words_about_others(),
             ..Detail::default()
         };
         let outcome = match status {
@@ -246,24 +323,38 @@ impl Child {
             Status::Exited(code) => detail.exit_code = Some(code),
             Status::Signalled(signal) => detail.signal = Some(signal),
         }
-        if outcome != Outcome::Succeeded {
-            let tail = std::mem::take(&mut self.tail);
-            detail.stderr_tail = tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..].to_vec();
-        }
+        detail.stderr_tail = last_lines(&std::mem::take(&mut self.tail)).to_vec();
         (outcome, detail, self.told)
     }
 
-    /// The worker itself is about to end, and nobody would look after this one any more.
-    pub(crate) fn abandon(&self) {
-        signal_group(self.pid, Signal::KILL);
+    /// What became of processes other than its main one, if there is anything to tell.
+    fn words_about_others(&self) -> String {
+        let living = self.kin.living();
+        if self.killed_at.is_some() && !living.is_empty() {
+            let named: Vec<String> = living.iter().take(NAMED_MAX).map(u32::to_string).collect();
+            let more = if living.len() > NAMED_MAX {
+                ", …"
+            } else {
+                ""
+            };
+            return format!(
+                "{} of its processes could not be ended: {}{more}",
+                living.len(),
+                named.join(", ")
+            );
+        }
+        match self.left {
+            Left::Nobody | Left::Asked { count: 0, .. } => String::new(),
+            Left::Asked { count: 1, .. } => "it left a process behind, which was ended".to_owned(),
+            Left::Asked { count, .. } => {
+                format!("it left {count} processes behind, which were ended")
+            }
+        }
     }
-}
 
-/// Signals the group of a child that is not reaped: the number is still its own.
-pub(crate) fn signal_group(leader: Pid, signal: Signal) {
-    if let Err(error) = rustix::process::kill_process_group(leader, signal) {
-        // A program that changed its user is beyond us; that nobody is left to hear is no error.
-        tracing::debug!(group = %leader, %error, "signal not delivered");
+    /// The worker itself is about to end, and nobody would look after this one any more.
+    pub(crate) fn abandon(&mut self, place: Where) {
+        self.kin.kill(place);
     }
 }
 
@@ -278,6 +369,21 @@ fn keep_tail(tail: &mut Vec<u8>, new: &[u8]) {
         tail.drain(..tail.len() - STDERR_TAIL_BYTES_MAX);
     }
     tail.extend_from_slice(new);
+}
+
+/// The last lines of what is kept, as many as a person wants to see; the first of them may be cut by its bytes.
+fn last_lines(tail: &[u8]) -> &[u8] {
+    let mut tail = &tail[tail.len().saturating_sub(STDERR_TAIL_BYTES_MAX)..];
+    let ends = tail.iter().enumerate().rev().skip(1);
+    let cut = ends
+        .filter(|(_, byte)| **byte == b'\n')
+        .nth(TAIL_LINES_MAX - 1);
+    if let Some((at, _)) = cut {
+        tail = &tail[at + 1..];
+    }
+    // Half a character at the front would be shown as a wrong one.
+    let halves = tail.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80);
+    &tail[halves.count()..]
 }
 
 /// How a main process ended.
@@ -350,14 +456,29 @@ mod tests {
         let spawned = Spawner::new("w-1".to_owned())
             .spawn(fence, &command, false)
             .unwrap();
-        let mut child = Child::new(fence, spawned, None);
+        let mut child = Child::new(fence, spawned, None, 0, Time::default());
         // It has ended, but the loop has not noticed yet.
         let exit = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), exit).unwrap();
-        child.end(Time::default(), true);
-        assert!(child.exited() && child.is_over(Time::default()));
-        let (outcome, _, told) = child.reap();
+        let mut reaper = Reaper::new(false);
+        child.end(Time::default(), true, reaper.place());
+        assert!(child.exited() && child.is_over(Time::default(), &reaper));
+        let (outcome, _, told) = child.reap(&mut reaper);
         assert_eq!((outcome, told), (Outcome::Succeeded, false));
+    }
+
+    #[test]
+    fn the_last_lines_are_twenty_at_most_and_begin_with_a_whole_character() {
+        let lines: String = (1..=30).map(|n| format!("line {n}\n")).collect();
+        assert!(last_lines(lines.as_bytes()).starts_with(b"line 11\n"));
+        assert!(last_lines(lines.trim_end().as_bytes()).starts_with(b"line 11\n"));
+        assert_eq!(last_lines(b"\xff\x00 only\n"), b"\xff\x00 only\n");
+        assert_eq!(last_lines(b""), b"");
+        let long = "é".repeat(STDERR_TAIL_BYTES_MAX);
+        let kept = last_lines(&long.as_bytes()[1..]);
+        assert!(std::str::from_utf8(kept).is_ok());
+        let odd = [long.as_bytes(), b"x"].concat();
+        assert_eq!(last_lines(&odd).len(), STDERR_TAIL_BYTES_MAX - 1);
     }
 
     #[test]

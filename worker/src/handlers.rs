@@ -26,10 +26,9 @@ use mio::Waker;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::session::{Ending, shorten};
-
-/// Thousands of notes share one answer to a probe.
-const NOTE_BYTES_MAX: usize = 256;
+use crate::clock::Clock;
+use crate::session::Ending;
+use crate::signs::Signs;
 
 /// A named function of the worker.
 ///
@@ -94,19 +93,23 @@ impl Job {
 
     /// Waits until the job should end, `timeout` at most. Returns whether it should.
     pub fn wait_cancelled(&self, timeout: Duration) -> bool {
-        let words = self.watch.words();
-        let waiting = |_: &mut Words| !self.cancelled();
-        drop(self.watch.wake.wait_timeout_while(words, timeout, waiting));
+        let signs = self.watch.signs();
+        let waiting = |_: &mut Signs| !self.cancelled();
+        drop(self.watch.wake.wait_timeout_while(signs, timeout, waiting));
         self.cancelled()
     }
 
     /// Says how far the job is (0.0 to 1.0; beyond is taken as the nearer end) and what it is about; shown to whoever
-    /// looks at the job. A note of more than 256 bytes is cut, and ends with an ellipsis.
+    /// looks at the job. A note of more than 256 bytes is cut, and ends with an ellipsis. It is a heartbeat too.
     pub fn progress(&self, done: f32, note: &str) {
-        let mut words = self.watch.words();
-        words.progress = Some(done.clamp(0.0, 1.0));
-        note.clone_into(&mut words.note);
-        shorten(&mut words.note, NOTE_BYTES_MAX);
+        let now = self.watch.clock.now();
+        self.watch.signs().say(now, Some(done), Some(note));
+    }
+
+    /// Says that it goes on: a job with `stall_ms` is ended when it neither does this nor tells its progress for so long.
+    pub fn heartbeat(&self) {
+        let now = self.watch.clock.now();
+        self.watch.signs().say(now, None, None);
     }
 }
 
@@ -159,32 +162,35 @@ impl<E: std::error::Error> From<E> for HandlerError {
 }
 
 /// What a loop and a handler's thread share about an attempt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Watch {
     cancelled: AtomicBool,
-    words: Mutex<Words>,
+    signs: Mutex<Signs>,
     wake: Condvar,
-}
-
-/// How far a handler says it is.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Words {
-    pub(crate) progress: Option<f32>,
-    pub(crate) note: String,
+    clock: Clock,
 }
 
 impl Watch {
+    fn new(clock: Clock) -> Self {
+        Self {
+            cancelled: AtomicBool::new(false),
+            signs: Mutex::new(Signs::new(clock.now())),
+            wake: Condvar::new(),
+            clock,
+        }
+    }
+
     pub(crate) fn cancel(&self) {
         // Under the lock, so that a handler about to wait sees it or is woken.
-        let words = self.words();
+        let signs = self.signs();
         self.cancelled.store(true, Ordering::Release);
-        drop(words);
+        drop(signs);
         self.wake.notify_all();
     }
 
-    pub(crate) fn words(&self) -> MutexGuard<'_, Words> {
-        // A panic while holding it leaves two plain values behind, both valid.
-        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn signs(&self) -> MutexGuard<'_, Signs> {
+        // A panic while holding it leaves plain values behind, all valid.
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -252,11 +258,12 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// `sleep`: `{"ms": N}`; returns early when it should end.
+/// `sleep`: `{"ms": N}`; says so, and returns early when it should end.
 fn sleep(job: &Job) -> Result<Value, HandlerError> {
     let payload = job.json()?;
     let ms = payload.get("ms").and_then(Value::as_u64);
     let ms = ms.ok_or_else(|| HandlerError::fatal("sleep needs {\"ms\": N}"))?;
+    job.progress(0.0, &format!("sleeps for {ms} ms"));
     job.wait_cancelled(Duration::from_millis(ms));
     Ok(Value::Null)
 }
@@ -380,18 +387,20 @@ pub(crate) struct Pool {
     sender: Sender<(Arc<dyn Handler>, Job)>,
     receiver: Receiver<(Arc<dyn Handler>, Job)>,
     completions: Arc<Completions>,
+    clock: Clock,
     threads: usize,
     busy: usize,
 }
 
 impl Pool {
-    pub(crate) fn new(completions: Arc<Completions>) -> Self {
+    pub(crate) fn new(completions: Arc<Completions>, clock: Clock) -> Self {
         // Never holds more than there are slots: the session starts no more.
         let (sender, receiver) = unbounded();
         Self {
             sender,
             receiver,
             completions,
+            clock,
             threads: 0,
             busy: 0,
         }
@@ -408,7 +417,7 @@ impl Pool {
             self.start_thread()?;
         }
         self.busy += 1;
-        let watch = Arc::new(Watch::default());
+        let watch = Arc::new(Watch::new(self.clock));
         let job = Job {
             fence,
             payload,
@@ -484,7 +493,7 @@ mod tests {
         Job {
             fence,
             payload: Bytes::from_static(payload.as_bytes()),
-            watch: Arc::default(),
+            watch: Arc::new(Watch::new(Clock::start())),
         }
     }
 

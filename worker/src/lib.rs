@@ -8,11 +8,19 @@
 mod child;
 mod clock;
 mod handlers;
+mod kin;
 mod link;
+mod notes;
+mod oom;
+mod orphans;
 mod output;
 mod pipe;
+mod proc;
+mod reaper;
 pub mod session;
+mod signs;
 mod spawn;
+mod spill;
 mod usage;
 mod worker;
 

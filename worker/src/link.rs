@@ -36,6 +36,9 @@ pub(crate) const READ_BYTES: usize = 256 << 10;
 /// While this much waits to be written, nothing more is read: whoever does not listen is not asked either (P7).
 const OUT_BYTES_HIGH: usize = 4 << 20;
 
+/// Asked of the system for what it keeps of the output that is on its way.
+const UNSENT_BYTES: usize = 512 << 10;
+
 const PAUSE_MIN: Span = Span::from_ms(100);
 const PAUSE_MAX: Span = Span::from_ms(5_000);
 
@@ -82,6 +85,20 @@ impl From<io::Error> for LineError {
 }
 
 impl LineError {
+    /// Whether the two sides cannot understand each other, however well they may know each other.
+    pub(crate) fn is_of_version(&self) -> bool {
+        match self {
+            Self::Handshake(error) => error.code == RefuseCode::Version,
+            Self::Refused(refused) => refused.code == RefuseCode::Version,
+            Self::Io(_)
+            | Self::Closed
+            | Self::Decode(_)
+            | Self::NotLeader(_)
+            | Self::Late
+            | Self::Unexpected => false,
+        }
+    }
+
     /// Whether trying again is pointless for a worker that never got in: a person has to change something.
     pub(crate) fn is_final(&self) -> bool {
         match self {
@@ -145,6 +162,10 @@ impl Line {
         now: Time,
     ) -> io::Result<Self> {
         let mut stream = TcpStream::connect(peer)?;
+        if role == Role::Output {
+            // What a chatty job has sent stands before what a quiet one prints next.
+            socket2::SockRef::from(&stream).set_send_buffer_size(UNSENT_BYTES)?;
+        }
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
         let (handshake, hello) = ClientHandshake::new(token, role, nonce);
@@ -388,9 +409,14 @@ impl Link {
         }
     }
 
+    /// A session has begun: what comes next is not another try of the same. (A welcome alone may yet be followed by a
+    /// refusal, again and again.)
+    pub(crate) fn resumed(&mut self) {
+        self.back_off.reset();
+    }
+
     /// The server has welcomed us.
     pub(crate) fn welcomed(&mut self) {
-        self.back_off.reset();
         self.named.clear();
         self.candidates.clear();
         // The one that works is the first to be tried when the connection breaks.
@@ -449,5 +475,25 @@ mod tests {
         }
         back_off.reset();
         assert!(back_off.next() <= PAUSE_MIN);
+    }
+
+    #[test]
+    fn a_welcome_that_is_followed_by_a_refusal_does_not_shorten_the_pause() {
+        let poll = mio::Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let mut link = Link::new(vec!["127.0.0.1:1".to_owned()], waker);
+        let refused = LineError::Refused(Refused {
+            code: RefuseCode::NameInUse,
+            message: "another worker of this name is connected".to_owned(),
+        });
+        let now = Time::default();
+        for _ in 0..8 {
+            link.welcomed();
+            link.lost(now, &refused);
+        }
+        assert!(link.retry_at >= now + Span::from_ms(2_500));
+        link.resumed();
+        link.lost(now, &refused);
+        assert!(link.retry_at <= now + PAUSE_MIN);
     }
 }

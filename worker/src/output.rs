@@ -2,31 +2,43 @@
 //!
 //! A piece is kept from the moment it is read until an acknowledgement covers it, and sent again after a reconnect, so
 //! that a broken connection costs no output. Pieces lie in memory up to a bound for each attempt and one for all;
-//! beyond it in an unlinked file for the attempt; beyond the bounds of that they are dropped and counted, or the job
-//! waits in its write if it asked for that (`overflow: block`). Attempts take turns, a piece at a time, so a chatty
-//! one cannot hold up the others. What an attempt's output is to become is said first, on every connection.
+//! beyond it in files (`spill`), gathered to larger pieces; beyond the bounds of those the oldest unsent pieces make
+//! room, which are the middle of what the job prints: its head stays, as it does on the server, and its end. What went
+//! is counted.
+//! A job that asked for it waits in its write instead (`overflow: block`). Attempts take turns, a piece at a time, so a
+//! chatty one cannot hold up the others. What an attempt's output is to become is said first, on every connection.
 //!
 //! Keeps P7 (bounded) and P8 (what was cut says how many bytes).
 //!
-//! Not here: the socket (`pipe`), the job's own output limit and its gap (the server's).
+//! Not here: the socket (`pipe`), the files (`spill`), the job's own output limit and its gap (the server's).
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use hostler_wire::Fence;
-use hostler_wire::frame::{Chunk, Frame, Logs, OutputAck, OutputEnd, OutputStart, Stream};
+use hostler_wire::frame::{
+    Chunk, Frame, Logs, OutputAck, OutputEnd, OutputStart, Overflow, Stream,
+};
 use hostler_wire::limits::CHUNK_BYTES_MAX;
+
+use crate::spill::{Spill, Spot};
 
 /// Ended attempts whose output is not acknowledged: beyond, the oldest are forgotten.
 const OUTPUTS_MAX: usize = 65_536;
-/// Open spool files.
-const FILES_MAX: usize = 256;
 /// Small pieces printed within this time share one frame.
 const GATHER_MS: u64 = 100;
+/// What a piece in memory costs beside its bytes, about.
+const PIECE_BYTES: usize = 64;
+/// Where memory has no room, this much of a running job's stream is gathered before it goes to a file.
+const TAIL_BYTES: usize = 8 << 10;
+/// Size of one file.
+const SPILL_FILE_BYTES: u64 = 8 << 20;
+/// What an attempt may have in files, be its limit ever so small.
+const SPILL_LEAST_BYTES: u64 = 1 << 20;
+/// The part of an attempt's limit that its head has, which is never dropped (as on the server).
+const HEAD_SHARE: u64 = 16;
 
 /// How much unacknowledged output a worker keeps, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +49,8 @@ pub struct SpoolLimits {
     pub attempt_memory_bytes: usize,
     /// In files, for all attempts.
     pub file_bytes: u64,
-    /// In its file, for one attempt.
+    /// In files, for one attempt; less while many attempts have something there, so that each has its share of a half. (The
+    /// other half is for what is not wanted any more but shares a file with something that is.)
     pub attempt_file_bytes: u64,
     /// Where the files are made; they have no name and go with the worker.
     pub directory: PathBuf,
@@ -68,8 +81,9 @@ pub(crate) struct Spool {
     /// Attempts that have ended, in order; those forgotten meanwhile stand here too.
     ended: VecDeque<Fence>,
     memory_bytes: usize,
-    file_bytes: u64,
-    files: usize,
+    spill: Spill,
+    /// Attempts that have something on file.
+    spilling: u64,
     /// Room was made since [`made_room`](Self::made_room) was last asked.
     freed: bool,
 }
@@ -82,9 +96,8 @@ struct Output {
     start_sent: bool,
     stdout: Track,
     stderr: Track,
-    file: Option<File>,
-    file_end: u64,
-    file_live_bytes: u64,
+    /// Of its pieces.
+    file_bytes: u64,
     memory_bytes: usize,
     dropped_bytes: u64,
     end: Option<OutputEnd>,
@@ -98,6 +111,8 @@ struct Output {
 struct Track {
     pieces: VecDeque<Piece>,
     sent: usize,
+    /// Where a piece begins that is in memory though there was no room: no more than one may be that.
+    over: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -112,14 +127,16 @@ enum Data {
     /// More may be added.
     Open(BytesMut),
     Memory(Bytes),
-    File {
-        at: u64,
-        bytes: usize,
-    },
+    File(Spot),
 }
 
 impl Spool {
     pub(crate) fn new(limits: SpoolLimits) -> Self {
+        let spill = Spill::new(
+            limits.directory.clone(),
+            limits.file_bytes,
+            SPILL_FILE_BYTES,
+        );
         Self {
             limits,
             outputs: HashMap::new(),
@@ -127,8 +144,8 @@ impl Spool {
             ready: VecDeque::new(),
             ended: VecDeque::new(),
             memory_bytes: 0,
-            file_bytes: 0,
-            files: 0,
+            spill,
+            spilling: 0,
             freed: false,
         }
     }
@@ -151,38 +168,81 @@ impl Spool {
     ) {
         let mut offset = offset;
         for part in bytes.chunks(CHUNK_BYTES_MAX) {
-            let output = Self::output(&mut self.outputs, &self.running, fence);
-            let in_memory =
-                insist || Self::fits_memory(&self.limits, output, self.memory_bytes, part.len());
-            let data = if in_memory {
-                output.memory_bytes += part.len();
-                self.memory_bytes += part.len();
-                output.track(stream).gather(offset, at_ms, part)
-            } else {
-                let data = self.spill(fence, part);
-                let output = Self::output(&mut self.outputs, &self.running, fence);
-                output.dropped_bytes += if data.is_none() { part.len() as u64 } else { 0 };
-                data
-            };
-            if let Some(data) = data {
-                let output = Self::output(&mut self.outputs, &self.running, fence);
-                output.track(stream).pieces.push_back(Piece {
-                    offset,
-                    at_ms,
-                    data,
-                });
-            }
+            self.push_part(fence, (stream, offset, at_ms), part, insist);
             offset += part.len() as u64;
         }
         self.queue(fence);
+    }
+
+    fn push_part(
+        &mut self,
+        fence: Fence,
+        (stream, offset, at_ms): (Stream, u64, u64),
+        part: &[u8],
+        insist: bool,
+    ) {
+        let logs = self.running.get(&fence).copied();
+        let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block);
+        let mut insist = insist;
+        let mut share = true;
+        loop {
+            let output = self
+                .outputs
+                .entry(fence)
+                .or_insert_with(|| Output::of(logs));
+            let fits = |bytes| fits_memory(&self.limits, output, self.memory_bytes, bytes);
+            let room = fits(part.len() + PIECE_BYTES) || insist;
+            let track = output.track(stream);
+            let gathered = track.gather(offset, at_ms, part, room);
+            if gathered || room {
+                let used = part.len() + if gathered { 0 } else { PIECE_BYTES };
+                if !gathered {
+                    track.open(offset, at_ms, part);
+                }
+                output.memory_bytes += used;
+                self.memory_bytes += used;
+                return;
+            }
+            // No room in memory: what was gathered goes to a file, and this begins to be gathered, or goes there too.
+            let spilled = self.spill_tail(fence, stream, share).and_then(|()| {
+                let output = self.outputs.get_mut(&fence).expect("made above");
+                let track = output.track(stream);
+                if part.len() >= TAIL_BYTES || track.over.is_some() {
+                    return self.spill_new(fence, (stream, offset, at_ms), part, share);
+                }
+                track.open(offset, at_ms, part);
+                track.over = Some(offset);
+                output.memory_bytes += part.len() + PIECE_BYTES;
+                self.memory_bytes += part.len() + PIECE_BYTES;
+                Ok(())
+            });
+            match spilled {
+                Ok(()) => return,
+                // Its pipes were read because there was room: nothing of it goes, whatever has become of that.
+                Err(_) if waits => insist = true,
+                Err(NoRoom::Share) if self.drop_oldest(fence) => {}
+                // All of it is on its way, which is bounded elsewhere, or its head: the newest is not what goes.
+                Err(NoRoom::Share) => share = false,
+                Err(NoRoom::Full) => break,
+                Err(NoRoom::Failed(error)) => {
+                    tracing::warn!(%fence, %error, "output cannot be spooled: dropping it");
+                    break;
+                }
+            }
+        }
+        if let Some(output) = self.outputs.get_mut(&fence) {
+            output.dropped_bytes += part.len() as u64;
+        }
     }
 
     /// Whether `bytes` more of this attempt would be kept.
     pub(crate) fn has_room(&self, fence: Fence, bytes: usize) -> bool {
         let none = Output::default();
         let output = self.outputs.get(&fence).unwrap_or(&none);
-        Self::fits_memory(&self.limits, output, self.memory_bytes, bytes)
-            || self.fits_file(output, bytes as u64)
+        fits_memory(&self.limits, output, self.memory_bytes, bytes + PIECE_BYTES)
+            || self
+                .fits_file(output, bytes + CHUNK_BYTES_MAX, true)
+                .is_ok()
     }
 
     /// Whether room was made since this was last asked.
@@ -197,7 +257,12 @@ impl Spool {
             self.running.remove(&fence);
             return self.forget(fence);
         }
-        let output = Self::output(&mut self.outputs, &self.running, fence);
+        self.close_tails(fence);
+        let logs = self.running.remove(&fence);
+        let output = self
+            .outputs
+            .entry(fence)
+            .or_insert_with(|| Output::of(logs));
         let dropped_bytes = output.dropped_bytes;
         output.end = Some(OutputEnd {
             fence,
@@ -205,7 +270,6 @@ impl Spool {
             stderr_bytes,
             dropped_bytes,
         });
-        self.running.remove(&fence);
         self.queue(fence);
         self.ended.push_back(fence);
         if self.ended.len() > OUTPUTS_MAX {
@@ -222,12 +286,16 @@ impl Spool {
 
     /// Nobody wants it any more.
     pub(crate) fn forget(&mut self, fence: Fence) {
-        let Some(output) = self.outputs.remove(&fence) else {
+        let Some(mut output) = self.outputs.remove(&fence) else {
             return;
         };
         self.memory_bytes -= output.memory_bytes;
-        self.file_bytes -= output.file_end;
-        self.files -= usize::from(output.file.is_some());
+        self.spilling -= u64::from(output.file_bytes > 0);
+        for track in [&mut output.stdout, &mut output.stderr] {
+            for piece in track.pieces.drain(..) {
+                piece.data.discard(&mut self.spill);
+            }
+        }
         self.freed = true;
     }
 
@@ -257,7 +325,7 @@ impl Spool {
                 continue;
             };
             output.queued = false;
-            let frame = output.next_frame(fence);
+            let frame = output.next_frame(fence, &self.spill);
             if output.has_more() {
                 self.queue(fence);
             }
@@ -265,7 +333,7 @@ impl Spool {
                 Ok(Some(frame)) => return Some(frame),
                 Ok(None) => {}
                 Err(error) => {
-                    // Its own file cannot be read back: what is left of it is lost, which the missing bytes will say.
+                    // A file cannot be read back: what is left of it is lost, which the missing bytes will say.
                     tracing::error!(%fence, %error, "spooled output cannot be read");
                     self.forget(fence);
                 }
@@ -282,36 +350,17 @@ impl Spool {
         if ack.ended && output.end.is_some() {
             return self.forget(ack.fence);
         }
-        let mut memory_bytes = 0;
-        let mut live_bytes = 0;
         for (track, through) in [
             (&mut output.stdout, ack.stdout_through),
             (&mut output.stderr, ack.stderr_through),
         ] {
-            let (memory, file) = track.trim(through);
-            memory_bytes += memory;
-            live_bytes += file;
-        }
-        output.memory_bytes -= memory_bytes;
-        self.memory_bytes -= memory_bytes;
-        output.file_live_bytes -= live_bytes;
-        if output.file_live_bytes == 0 && output.file.take().is_some() {
-            self.files -= 1;
-            self.file_bytes -= std::mem::take(&mut output.file_end);
+            let (memory, file) = track.trim(through, &mut self.spill);
+            output.memory_bytes -= memory;
+            self.memory_bytes -= memory;
+            self.spilling -= u64::from(file > 0 && file == output.file_bytes);
+            output.file_bytes -= file;
         }
         self.freed = true;
-    }
-
-    /// An attempt's output, made if it is its first.
-    fn output<'o>(
-        outputs: &'o mut HashMap<Fence, Output>,
-        running: &HashMap<Fence, Logs>,
-        fence: Fence,
-    ) -> &'o mut Output {
-        outputs.entry(fence).or_insert_with(|| Output {
-            logs: running.get(&fence).copied(),
-            ..Output::default()
-        })
     }
 
     fn queue(&mut self, fence: Fence) {
@@ -323,54 +372,151 @@ impl Spool {
         }
     }
 
-    fn fits_memory(limits: &SpoolLimits, output: &Output, used: usize, bytes: usize) -> bool {
-        // What came later than a piece on file may lie in memory again: pieces are ordered by offset, not by place.
-        output.memory_bytes + bytes <= limits.attempt_memory_bytes
-            && used + bytes <= limits.memory_bytes
-    }
-
-    fn fits_file(&self, output: &Output, bytes: u64) -> bool {
-        output.file_end + bytes <= self.limits.attempt_file_bytes
-            && self.file_bytes + bytes <= self.limits.file_bytes
-            && (output.file.is_some() || self.files < FILES_MAX)
-    }
-
-    fn spill(&mut self, fence: Fence, part: &[u8]) -> Option<Data> {
-        let output = self.outputs.get(&fence)?;
-        let bytes = part.len() as u64;
-        if !self.fits_file(output, bytes) {
-            return None;
-        }
-        let new = if output.file.is_none() {
-            unlinked(&self.limits.directory).map(Some)
+    /// Whether files have room for so much of this attempt, within its share if that is to be kept to.
+    fn fits_file(&self, output: &Output, bytes: usize, share: bool) -> Result<(), NoRoom> {
+        let sharing = self.spilling + u64::from(output.file_bytes == 0);
+        let of_all = self.limits.file_bytes / 2 / sharing;
+        let most = if sharing == 1 {
+            self.limits.attempt_file_bytes
         } else {
-            Ok(None)
+            self.limits.attempt_file_bytes.min(of_all)
         };
-        let output = self.outputs.get_mut(&fence)?;
-        let at = output.file_end;
-        let written = new.and_then(|new| {
-            self.files += usize::from(new.is_some());
-            let file = match new {
-                Some(file) => output.file.insert(file),
-                None => output.file.as_mut().expect("made before"),
-            };
-            file.write_all_at(part, at)
-        });
-        if let Err(error) = written {
-            tracing::warn!(%fence, %error, "output cannot be spooled: dropping it");
-            return None;
+        // More than the server will keep is of no use; a job that waits is to lose nothing.
+        let wanted = match output.logs {
+            Some(logs) if logs.overflow == Overflow::Drop => {
+                logs.limit_bytes.max(SPILL_LEAST_BYTES)
+            }
+            _ => u64::MAX,
+        };
+        if share && output.file_bytes + bytes as u64 > most.min(wanted) {
+            Err(NoRoom::Share)
+        } else if !self.spill.has_room(bytes) {
+            Err(NoRoom::Full)
+        } else {
+            Ok(())
         }
-        output.file_end += bytes;
-        output.file_live_bytes += bytes;
-        self.file_bytes += bytes;
-        Some(Data::File {
-            at,
-            bytes: part.len(),
-        })
+    }
+
+    /// Puts a new piece into a file.
+    fn spill_new(
+        &mut self,
+        fence: Fence,
+        (stream, offset, at_ms): (Stream, u64, u64),
+        part: &[u8],
+        share: bool,
+    ) -> Result<(), NoRoom> {
+        let output = self.outputs.get(&fence).ok_or(NoRoom::Full)?;
+        self.fits_file(output, part.len(), share)?;
+        let spot = self.spill.put(part).map_err(NoRoom::Failed)?;
+        let output = self.outputs.get_mut(&fence).expect("looked at above");
+        self.spilling += u64::from(output.file_bytes == 0);
+        output.file_bytes += part.len() as u64;
+        output.track(stream).pieces.push_back(Piece {
+            offset,
+            at_ms,
+            data: Data::File(spot),
+        });
+        Ok(())
+    }
+
+    /// Puts what a stream has gathered, if it is not on its way yet, into a file.
+    fn spill_tail(&mut self, fence: Fence, stream: Stream, share: bool) -> Result<(), NoRoom> {
+        let Some(output) = self.outputs.get_mut(&fence) else {
+            return Ok(());
+        };
+        let Some(tail) = output.track(stream).tail() else {
+            return Ok(());
+        };
+        let bytes = tail.len();
+        let output = &self.outputs[&fence];
+        self.fits_file(output, bytes, share)?;
+        let output = self.outputs.get_mut(&fence).expect("looked at above");
+        let tail = output.track(stream).tail().expect("looked at above");
+        let spot = self.spill.put(tail).map_err(NoRoom::Failed)?;
+        let track = output.track(stream);
+        if let Some(piece) = track.pieces.back_mut() {
+            piece.data = Data::File(spot);
+            let offset = piece.offset;
+            track.gone(offset);
+        }
+        self.spilling += u64::from(output.file_bytes == 0);
+        output.file_bytes += bytes as u64;
+        output.memory_bytes -= bytes + PIECE_BYTES;
+        self.memory_bytes -= bytes + PIECE_BYTES;
+        Ok(())
+    }
+
+    /// An attempt that has ended gathers nothing more: what it has beyond the bounds of memory goes to a file, or goes.
+    fn close_tails(&mut self, fence: Fence) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let over = self.outputs.get(&fence).is_some_and(|output| {
+                !fits_memory(&self.limits, output, self.memory_bytes, 0)
+                    && output
+                        .logs
+                        .is_none_or(|logs| logs.overflow == Overflow::Drop)
+            });
+            while over
+                && matches!(self.spill_tail(fence, stream, true), Err(NoRoom::Share))
+                && self.drop_oldest(fence)
+            {}
+        }
+    }
+
+    /// Gives up the oldest piece of an attempt that is not on its way, head and last pieces aside; says whether there was
+    /// one.
+    fn drop_oldest(&mut self, fence: Fence) -> bool {
+        let Some(output) = self.outputs.get_mut(&fence) else {
+            return false;
+        };
+        let limit_bytes = output.logs.map_or(0, |logs| logs.limit_bytes);
+        let head_bytes = limit_bytes / HEAD_SHARE;
+        let oldest = |stream: Stream, track: &Track| {
+            let place = track.droppable(head_bytes)?;
+            Some((track.pieces[place].at_ms, stream, place))
+        };
+        let out = oldest(Stream::Stdout, &output.stdout);
+        let err = oldest(Stream::Stderr, &output.stderr);
+        let Some((_, stream, place)) = out.into_iter().chain(err).min_by_key(|it| it.0) else {
+            return false;
+        };
+        let track = output.track(stream);
+        let Some(piece) = track.pieces.remove(place) else {
+            return false;
+        };
+        track.over.take_if(|over| *over == piece.offset);
+        output.dropped_bytes += piece.data.len() as u64;
+        let (memory, file) = piece.data.discard(&mut self.spill);
+        output.memory_bytes -= memory;
+        self.memory_bytes -= memory;
+        self.spilling -= u64::from(file > 0 && file == output.file_bytes);
+        output.file_bytes -= file;
+        true
     }
 }
 
+/// Why a piece did not go to a file.
+enum NoRoom {
+    /// The attempt has its share.
+    Share,
+    /// All files are full.
+    Full,
+    Failed(io::Error),
+}
+
+fn fits_memory(limits: &SpoolLimits, output: &Output, used: usize, bytes: usize) -> bool {
+    // What came later than a piece on file may lie in memory again: pieces are ordered by offset, not by place.
+    output.memory_bytes + bytes <= limits.attempt_memory_bytes
+        && used + bytes <= limits.memory_bytes
+}
+
 impl Output {
+    fn of(logs: Option<Logs>) -> Self {
+        Self {
+            logs,
+            ..Self::default()
+        }
+    }
+
     fn track(&mut self, stream: Stream) -> &mut Track {
         match stream {
             Stream::Stdout => &mut self.stdout,
@@ -384,7 +530,7 @@ impl Output {
             || (self.end.is_some() && !self.end_sent)
     }
 
-    fn next_frame(&mut self, fence: Fence) -> io::Result<Option<Frame>> {
+    fn next_frame(&mut self, fence: Fence, spill: &Spill) -> io::Result<Option<Frame>> {
         if let Some(logs) = self.logs
             && !self.start_sent
             && self.has_more()
@@ -406,21 +552,17 @@ impl Output {
                 return Ok(self.end.map(Frame::OutputEnd));
             }
         };
-        let file = self.file.take();
         let track = self.track(stream);
         let piece = &mut track.pieces[track.sent];
         track.sent += 1;
-        let chunk = piece.data.read(file.as_ref()).map(|data| {
-            Frame::Chunk(Chunk {
-                fence,
-                stream,
-                offset: piece.offset,
-                at_ms: piece.at_ms,
-                data,
-            })
-        });
-        self.file = file;
-        chunk.map(Some)
+        let data = piece.data.read(spill)?;
+        Ok(Some(Frame::Chunk(Chunk {
+            fence,
+            stream,
+            offset: piece.offset,
+            at_ms: piece.at_ms,
+            data,
+        })))
     }
 }
 
@@ -429,55 +571,93 @@ impl Track {
         self.pieces.get(self.sent)
     }
 
-    /// Adds to the last piece if that is still open and not too old, else gives back what a new piece is to hold.
-    fn gather(&mut self, offset: u64, at_ms: u64, part: &[u8]) -> Option<Data> {
-        if self.sent < self.pieces.len()
-            && let Some(Piece {
-                offset: start,
-                at_ms: since,
+    /// What was gathered and is not on its way.
+    fn tail(&self) -> Option<&BytesMut> {
+        match self.pieces.back() {
+            Some(Piece {
                 data: Data::Open(open),
-            }) = self.pieces.back_mut()
+                ..
+            }) if self.sent < self.pieces.len() => Some(open),
+            _ => None,
+        }
+    }
+
+    /// Adds to the last piece if that is still open. Where memory has room it must not be too old, where not, not too
+    /// large.
+    fn gather(&mut self, offset: u64, at_ms: u64, part: &[u8], room: bool) -> bool {
+        if self.tail().is_none() {
+            return false;
+        }
+        if let Some(Piece {
+            offset: start,
+            at_ms: since,
+            data: Data::Open(open),
+        }) = self.pieces.back_mut()
             && *start + open.len() as u64 == offset
-            && open.len() + part.len() <= CHUNK_BYTES_MAX
-            && at_ms.saturating_sub(*since) <= GATHER_MS
+            && open.len() + part.len() <= if room { CHUNK_BYTES_MAX } else { TAIL_BYTES }
+            && (!room || at_ms.saturating_sub(*since) <= GATHER_MS)
         {
             open.extend_from_slice(part);
-            return None;
+            return true;
         }
-        Some(Data::Open(BytesMut::from(part)))
+        false
+    }
+
+    /// Begins a piece.
+    fn open(&mut self, offset: u64, at_ms: u64, part: &[u8]) {
+        self.pieces.push_back(Piece {
+            offset,
+            at_ms,
+            data: Data::Open(BytesMut::from(part)),
+        });
+    }
+
+    /// A piece is not in memory any more.
+    fn gone(&mut self, offset: u64) {
+        self.over.take_if(|over| *over <= offset);
+    }
+
+    /// The oldest piece that is neither on its way, nor of the head, nor the last.
+    fn droppable(&self, head_bytes: u64) -> Option<usize> {
+        let head = self
+            .pieces
+            .partition_point(|piece| piece.offset < head_bytes);
+        let place = head.max(self.sent);
+        (place + 1 < self.pieces.len()).then_some(place)
     }
 
     /// Forgets what lies before `through`. Returns the bytes freed in memory and on file.
-    fn trim(&mut self, through: u64) -> (usize, u64) {
+    fn trim(&mut self, through: u64, spill: &mut Spill) -> (usize, u64) {
         let (mut memory, mut file) = (0, 0);
         while let Some(piece) = self.pieces.front_mut() {
             let bytes = piece.data.len();
             let covered = through.saturating_sub(piece.offset).min(bytes as u64);
-            if covered < bytes as u64 {
+            let covered = usize::try_from(covered).expect("no more than its length");
+            if covered < bytes {
                 // Part of it: only what was sent can have been acknowledged, and that is not open any more.
-                let covered = usize::try_from(covered).expect("no more than its length");
                 piece.offset += covered as u64;
-                match piece.data.skip(covered) {
-                    Place::Memory => memory += covered,
-                    Place::File => file += covered as u64,
+                match &mut piece.data {
+                    Data::Open(open) => drop(open.split_to(covered)),
+                    Data::Memory(bytes) => drop(bytes.split_to(covered)),
+                    Data::File(spot) => {
+                        spill.free(spot, covered);
+                        file += covered as u64;
+                        break;
+                    }
                 }
+                memory += covered;
                 break;
             }
-            match piece.data {
-                Data::Open(_) | Data::Memory(_) => memory += bytes,
-                Data::File { .. } => file += bytes as u64,
+            if let Some(piece) = self.pieces.pop_front() {
+                self.gone(piece.offset);
+                let freed = piece.data.discard(spill);
+                memory += freed.0;
+                file += freed.1;
             }
-            self.pieces.pop_front();
             self.sent = self.sent.saturating_sub(1);
         }
         (memory, file)
     }
-}
-
-/// Where bytes lie.
-enum Place {
-    Memory,
-    File,
 }
 
 impl Data {
@@ -485,25 +665,22 @@ impl Data {
         match self {
             Self::Open(open) => open.len(),
             Self::Memory(bytes) => bytes.len(),
-            Self::File { bytes, .. } => *bytes,
+            Self::File(spot) => spot.bytes,
         }
     }
 
-    fn skip(&mut self, n: usize) -> Place {
-        match self {
-            Self::Open(open) => drop(open.split_to(n)),
-            Self::Memory(bytes) => drop(bytes.split_to(n)),
-            Self::File { at, bytes } => {
-                *at += n as u64;
-                *bytes -= n;
-                return Place::File;
-            }
+    /// Gives up the bytes. Returns what that frees in memory and on file.
+    fn discard(self, spill: &mut Spill) -> (usize, u64) {
+        let bytes = self.len();
+        if let Self::File(mut spot) = self {
+            spill.free(&mut spot, bytes);
+            return (0, bytes as u64);
         }
-        Place::Memory
+        (bytes + PIECE_BYTES, 0)
     }
 
     /// The bytes, for sending; from here on nothing is added.
-    fn read(&mut self, file: Option<&File>) -> io::Result<Bytes> {
+    fn read(&mut self, spill: &Spill) -> io::Result<Bytes> {
         match self {
             Self::Open(open) => {
                 let bytes = std::mem::take(open).freeze();
@@ -511,31 +688,13 @@ impl Data {
                 Ok(bytes)
             }
             Self::Memory(bytes) => Ok(bytes.clone()),
-            Self::File { at, bytes } => {
-                let mut data = BytesMut::zeroed(*bytes);
-                file.ok_or(io::ErrorKind::NotFound)?
-                    .read_exact_at(&mut data, *at)?;
+            Self::File(spot) => {
+                let mut data = BytesMut::zeroed(spot.bytes);
+                spill.read(spot, &mut data)?;
                 Ok(data.freeze())
             }
         }
     }
-}
-
-/// A file that only we know, gone with us.
-fn unlinked(directory: &std::path::Path) -> io::Result<File> {
-    let name = format!(
-        ".hostler-output-{:016x}",
-        getrandom::u64().map_err(io::Error::other)?
-    );
-    let path = directory.join(name);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -545,7 +704,7 @@ fn unlinked(directory: &std::path::Path) -> io::Result<File> {
 )]
 #[expect(clippy::cast_possible_truncation, reason = "below 251")]
 mod tests {
-    use hostler_wire::frame::{LogsMode, Overflow};
+    use hostler_wire::frame::LogsMode;
     use hostler_wire::{Attempt, Epoch, JobId};
     use proptest::prelude::*;
 
@@ -591,6 +750,7 @@ mod tests {
                     text[start..start + chunk.data.len()].copy_from_slice(&chunk.data);
                 }
                 Frame::OutputEnd(output_end) => end = Some(output_end),
+                Frame::OutputStart(_) => {}
                 frame => unreachable!("{frame:?}"),
             }
         }
@@ -619,23 +779,203 @@ mod tests {
         assert_eq!(spool.memory_bytes, 0);
     }
 
+    /// Of a job whose head is so many bytes.
+    fn logs(head_bytes: u64) -> Logs {
+        Logs {
+            mode: LogsMode::Keep,
+            limit_bytes: head_bytes * HEAD_SHARE,
+            overflow: Overflow::Drop,
+        }
+    }
+
+    fn is_empty(spool: &Spool) -> bool {
+        (spool.memory_bytes, spool.spilling, spool.spill.bytes()) == (0, 0, 0)
+    }
+
     #[test]
-    fn beyond_memory_it_lies_in_a_file_and_beyond_that_it_is_dropped_and_counted() {
-        let mut spool = spool(4, 4);
-        for (offset, part) in [(0, b"aaaa"), (4, b"bbbb"), (8, b"cccc")] {
-            spool.push(fence(1), Stream::Stdout, offset, 0, part, false);
+    fn beyond_memory_it_lies_in_files_and_beyond_those_the_middle_goes_and_is_counted() {
+        const K: usize = TAIL_BYTES;
+        let mut spool = Spool::new(SpoolLimits {
+            memory_bytes: 2 * (K + PIECE_BYTES),
+            attempt_file_bytes: 4 * K as u64,
+            ..SpoolLimits::default()
+        });
+        spool.begin(fence(1), logs(2 * K as u64));
+        for n in 0..20 {
+            let letter = b'a' + u8::try_from(n).unwrap();
+            let offset = (n * K) as u64;
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                offset,
+                offset,
+                &[letter; K],
+                false,
+            );
         }
         assert!(!spool.has_room(fence(1), 1));
-        spool.close(fence(1), 12, 0);
+        spool.close(fence(1), 20 * K as u64, 0);
         let (text, end) = sent(&mut spool);
-        assert_eq!(text, "aaaabbbb");
-        assert_eq!(end.unwrap().dropped_bytes, 4);
-        spool.acked(&ack(1, 8, false));
-        assert!(spool.made_room() && spool.has_room(fence(1), 4));
-        assert_eq!(
-            (spool.memory_bytes, spool.file_bytes, spool.files),
-            (0, 0, 0)
+        let letters: String = text
+            .as_bytes()
+            .chunks(K)
+            .map(|part| part[0] as char)
+            .collect();
+        // The head is the first two; with what memory has room for there are five or six.
+        assert!(
+            letters.starts_with("ab_") && letters.ends_with("_rst"),
+            "{letters}"
         );
+        let dropped = letters.matches('_').count() * K;
+        assert_eq!(end.unwrap().dropped_bytes, dropped as u64);
+        spool.acked(&ack(1, 18 * K as u64, false));
+        assert!(spool.made_room() && spool.has_room(fence(1), K));
+        spool.acked(&ack(1, 20 * K as u64, true));
+        assert!(is_empty(&spool));
+    }
+
+    #[test]
+    fn of_a_job_that_waits_for_room_nothing_is_dropped() {
+        let mut spool = spool(70_000, 300_000);
+        let logs = Logs {
+            overflow: Overflow::Block,
+            ..logs(1_000)
+        };
+        spool.begin(fence(1), logs);
+        let (mut offset, mut sent, mut waits) = (0, 0, 0);
+        for n in 0..2_000 {
+            // As pipes give it: now full, now not.
+            let bytes = n * 7_919 % CHUNK_BYTES_MAX + 1;
+            while !spool.has_room(fence(1), CHUNK_BYTES_MAX) {
+                waits += 1;
+                if let Some(Frame::Chunk(chunk)) = spool.next_frame() {
+                    assert_eq!(chunk.offset, sent, "a gap");
+                    sent += chunk.data.len() as u64;
+                    spool.acked(&ack(1, sent, false));
+                }
+            }
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                offset,
+                n as u64,
+                &vec![1; bytes],
+                false,
+            );
+            offset += bytes as u64;
+            assert!(spool.memory_bytes <= 70_000 + CHUNK_BYTES_MAX);
+        }
+        assert!(waits > 100);
+        spool.close(fence(1), offset, 0);
+        assert_eq!(spool.outputs[&fence(1)].dropped_bytes, 0);
+    }
+
+    #[test]
+    fn while_all_is_on_its_way_the_newest_is_kept_beyond_the_share() {
+        const K: u64 = CHUNK_BYTES_MAX as u64;
+        let mut spool = Spool::new(SpoolLimits {
+            memory_bytes: 100_000,
+            ..SpoolLimits::default()
+        });
+        spool.begin(fence(1), logs(1_000));
+        for n in 0..40 {
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                n * K,
+                n,
+                &vec![b'x'; CHUNK_BYTES_MAX],
+                false,
+            );
+            while spool.next_frame().is_some() {}
+        }
+        spool.push(fence(1), Stream::Stdout, 40 * K, 41, b"the end", false);
+        spool.close(fence(1), 40 * K + 7, 0);
+        let (text, end) = sent(&mut spool);
+        assert!(text.ends_with("the end"));
+        assert_eq!(end.unwrap().dropped_bytes, 0);
+    }
+
+    #[test]
+    fn many_small_pieces_cost_no_more_than_the_bounds() {
+        let memory = 64 << 10;
+        let mut spool = spool(memory, 1 << 20);
+        let lines = 100_000;
+        for n in 0..lines {
+            // Each at its own time, as of a job that prints now and then while the server is away.
+            spool.push(
+                fence(1),
+                Stream::Stdout,
+                n * 10,
+                n * 1_000,
+                b"123456789\n",
+                false,
+            );
+        }
+        let pieces = spool.outputs[&fence(1)].stdout.pieces.len();
+        assert!(
+            pieces <= memory / PIECE_BYTES + (1 << 20) / TAIL_BYTES + 2,
+            "{pieces}"
+        );
+        assert!(spool.memory_bytes <= memory + TAIL_BYTES + PIECE_BYTES);
+        spool.close(fence(1), lines * 10, 0);
+        let (text, end) = sent(&mut spool);
+        assert_eq!(end.unwrap().dropped_bytes, 0);
+        assert_eq!(text, "123456789\n".repeat(100_000));
+    }
+
+    #[test]
+    fn many_that_are_chatty_while_the_server_is_away_each_keep_head_and_end() {
+        const K: u64 = CHUNK_BYTES_MAX as u64;
+        let mut spool = Spool::new(SpoolLimits {
+            memory_bytes: 0,
+            file_bytes: 128 << 20,
+            attempt_file_bytes: 64 << 20,
+            ..SpoolLimits::default()
+        });
+        let (jobs, pieces) = (20, 300);
+        (1..=jobs).for_each(|job| spool.begin(fence(job), logs(4 * K)));
+        for piece in 0..pieces {
+            for job in 1..=jobs {
+                let data = vec![b'a'; CHUNK_BYTES_MAX];
+                spool.push(fence(job), Stream::Stdout, piece * K, piece, &data, false);
+            }
+        }
+        assert!(spool.spill.bytes() <= 128 << 20);
+        let mut offsets: HashMap<Fence, Vec<u64>> = HashMap::new();
+        while let Some(frame) = spool.next_frame() {
+            if let Frame::Chunk(chunk) = frame {
+                offsets
+                    .entry(chunk.fence)
+                    .or_default()
+                    .push(chunk.offset / K);
+            }
+        }
+        for job in 1..=jobs {
+            let offsets = &offsets[&fence(job)];
+            assert_eq!((offsets[0], offsets.last()), (0, Some(&(pieces - 1))));
+            // About a twentieth of a half each.
+            assert!(offsets.len() >= 50, "{}", offsets.len());
+            spool.forget(fence(job));
+        }
+        assert!(is_empty(&spool));
+    }
+
+    #[test]
+    fn what_ended_attempts_have_beyond_memory_is_on_file() {
+        let mut spool = spool(1_000, 1 << 20);
+        for job in 1..=200 {
+            spool.push(fence(job), Stream::Stdout, 0, 0, &[b'x'; 100], false);
+            spool.close(fence(job), 100, 0);
+        }
+        assert!(spool.memory_bytes <= 1_000, "{}", spool.memory_bytes);
+        let mut bytes = 0;
+        while let Some(frame) = spool.next_frame() {
+            if let Frame::Chunk(chunk) = frame {
+                bytes += chunk.data.len();
+            }
+        }
+        assert_eq!(bytes, 200 * 100);
     }
 
     #[test]
@@ -747,7 +1087,7 @@ mod tests {
             receive(&mut spool, usize::MAX, &mut stored);
             assert_eq!(stored, written);
             spool.acked(&ack(1, written.len() as u64, false));
-            assert_eq!((spool.memory_bytes, spool.file_bytes, spool.files), (0, 0, 0));
+            assert!(is_empty(&spool));
         }
     }
 }

@@ -29,6 +29,8 @@ use crate::clock::{Span, Time};
 
 /// No attempt starts for this long after the system refused us a process for want of resources (semantics 7).
 const NO_ROOM_PAUSE: Span = Span::from_ms(1_000);
+/// No server start has this number.
+const NO_EPOCH: Epoch = Epoch::new(0);
 /// A server that is silent for this many beats is left and looked for again (semantics 20).
 const SILENT_BEATS: u64 = 3;
 /// How long the last reports of a draining worker may wait for their acknowledgement.
@@ -79,6 +81,14 @@ pub enum Event {
         fence: Fence,
         /// How.
         ending: Ending,
+    },
+    /// A running attempt gave a sign of life: output, progress or a heartbeat. Told at least of those that
+    /// [`Session::suspects`] names, before a tick.
+    Active {
+        /// Which.
+        fence: Fence,
+        /// When: not after now.
+        at: Time,
     },
     /// Someone wants the worker to stop: the first time in peace, the second time now.
     Drain,
@@ -172,6 +182,8 @@ pub struct Session {
     /// Last assign frame of this connection.
     assign_seq: u64,
     epochs: BTreeMap<Epoch, [u8; 16]>,
+    /// Which start of the server this connection is to.
+    server: Option<(Epoch, [u8; 16])>,
     attempts: HashMap<Fence, Phase, BuildHasherDefault<FenceHasher>>,
     /// In the order they should start. Holds entries withdrawn meanwhile, which `attempts` does not know as waiting.
     waiting: VecDeque<Assignment>,
@@ -251,6 +263,12 @@ struct Run {
     grace: Span,
     /// Ended when the lease is over.
     stop_when_cut_off: bool,
+    /// Its time is up then.
+    timeout_at: Option<Time>,
+    /// Longest silence.
+    stall: Option<Span>,
+    /// Its last sign of life, as far as we were told.
+    active: Time,
     /// When something is to be done about it next, as entered in `Session::due`.
     due: Option<Time>,
     /// A `Cancel` was carried out on it.
@@ -266,10 +284,42 @@ struct Run {
 enum Why {
     Cancelled,
     TimedOut,
+    Stalled,
     Drained,
     CutOff,
     /// It has ended or been superseded elsewhere: nobody wants a report.
     Void,
+}
+
+impl Run {
+    /// When it will have been silent for too long, as far as we were told.
+    fn stalled_at(&self) -> Option<Time> {
+        Some(self.active + self.stall?)
+    }
+
+    /// When the first of its limits may be reached.
+    fn limit_at(&self) -> Option<Time> {
+        self.timeout_at.into_iter().chain(self.stalled_at()).min()
+    }
+
+    /// The limit it has reached.
+    fn overstepped(&self, now: Time) -> Option<Why> {
+        if self.timeout_at.is_some_and(|at| at <= now) {
+            Some(Why::TimedOut)
+        } else {
+            self.stalled_at()
+                .is_some_and(|at| at <= now)
+                .then_some(Why::Stalled)
+        }
+    }
+
+    fn say_stalled(&self, detail: Option<Box<Detail>>) -> Box<Detail> {
+        let mut detail = detail.unwrap_or_default();
+        if let Some(stall) = self.stall.filter(|_| detail.message.is_empty()) {
+            detail.message = format!("no output, progress or heartbeat for {stall} (stall_ms)");
+        }
+        detail
+    }
 }
 
 impl Session {
@@ -284,6 +334,7 @@ impl Session {
             beat_due: now,
             assign_seq: 0,
             epochs: BTreeMap::new(),
+            server: None,
             attempts: HashMap::default(),
             waiting: VecDeque::new(),
             waiting_count: 0,
@@ -317,6 +368,7 @@ impl Session {
             Event::Heard => self.heard = now,
             Event::Written => self.start_told(now, out),
             Event::Ended { fence, ending } => self.on_ended(now, fence, ending),
+            Event::Active { fence, at } => self.on_active(fence, at),
             Event::Drain => self.on_drain(now, out),
             Event::Tick => self.on_tick(now, out),
         }
@@ -355,6 +407,16 @@ impl Session {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// Attempts that the next tick ends for their silence, unless it is told of a later sign of life before.
+    pub fn suspects(&self, now: Time) -> Vec<Fence> {
+        let due = self.due.iter().take_while(|&&(at, _)| at <= now);
+        let silent = |fence: Fence| {
+            let run = self.run(fence)?;
+            (run.ending.is_none() && run.stalled_at()? <= now).then_some(fence)
+        };
+        due.filter_map(|&(_, fence)| silent(fence)).collect()
     }
 
     /// Whether [`Event::Written`] would start something.
@@ -514,7 +576,10 @@ impl Session {
         self.idle_since = None;
         let held: BTreeSet<Epoch> = self.attempts.keys().map(|fence| fence.epoch).collect();
         self.epochs.retain(|known, _| held.contains(known));
-        self.epochs.insert(epoch.0, epoch.1);
+        // What is held of another start of the same number must not pass for work of this one, should we log in once more
+        // before it is void.
+        self.epochs.entry(epoch.0).or_insert(epoch.1);
+        self.server = Some(epoch);
     }
 
     fn on_disconnected(&mut self) {
@@ -569,6 +634,7 @@ impl Session {
         }
         self.link = Link::Up;
         self.on_void(now, &resumed.void, out);
+        self.part_with_other_history(&resumed.void);
         self.start_told(now, out);
         if self.mode != Mode::Working {
             self.tell_draining = true;
@@ -650,6 +716,27 @@ impl Session {
         self.compact();
     }
 
+    /// A server whose database is a restored backup gives the names of attempts out a second time. All that we hold by such
+    /// names is void now; a report of it that must still be made, for its number, is made in nobody's name, so that it
+    /// cannot end a namesake.
+    fn part_with_other_history(&mut self, void: &[Fence]) {
+        let Some((epoch, nonce)) = self.server else {
+            return;
+        };
+        let known = self.epochs.insert(epoch, nonce);
+        if known.is_none_or(|known| known == nonce) {
+            return;
+        }
+        let void: BTreeSet<Fence> = void.iter().copied().filter(|v| v.epoch == epoch).collect();
+        for report in &mut self.reports {
+            if void.contains(&report.fence) {
+                self.attempts.remove(&report.fence);
+                report.fence.epoch = NO_EPOCH;
+                self.attempts.insert(report.fence, Phase::Ended);
+            }
+        }
+    }
+
     fn on_ack(&mut self, through: u64, out: &mut Effects) {
         if through > self.last_report() {
             return self.reconnect("the server acknowledged a report that was never made", out);
@@ -702,6 +789,7 @@ impl Session {
                 told: true,
             } => match run.ending {
                 Some(Why::TimedOut) => (Outcome::TimedOut, true, detail),
+                Some(Why::Stalled) => (Outcome::Stalled, true, Some(run.say_stalled(detail))),
                 Some(Why::Drained | Why::CutOff) => (Outcome::Returned, true, detail),
                 Some(Why::Cancelled | Why::Void) | None => (outcome, true, detail),
             },
@@ -716,6 +804,13 @@ impl Session {
             run_us,
             detail,
         });
+    }
+
+    /// Its entry in `due` stays where it is, and is moved when it comes up: signs of life are many, ticks are few.
+    fn on_active(&mut self, fence: Fence, at: Time) {
+        if let Some(Phase::Running(run)) = self.attempts.get_mut(&fence) {
+            run.active = run.active.max(at);
+        }
     }
 
     fn on_drain(&mut self, now: Time, out: &mut Effects) {
@@ -736,9 +831,14 @@ impl Session {
         while let Some(&(at, fence)) = self.due.first()
             && at <= now
         {
-            // A deadline after TERM means KILL; before it, it is the time limit.
-            let why = self.run(fence).and_then(|run| run.ending);
-            self.end(now, fence, why.unwrap_or(Why::TimedOut), why.is_some(), out);
+            let run = self.run(fence).expect("only running attempts are due");
+            match (run.ending, run.overstepped(now)) {
+                // A deadline after TERM means KILL; before it, it is a limit.
+                (Some(why), _) => self.end(now, fence, why, true, out),
+                (None, Some(why)) => self.end(now, fence, why, false, out),
+                // It was alive meanwhile.
+                (None, None) => self.look_later(fence),
+            }
         }
         if self.link != Link::Down && self.silent_at() <= now {
             self.reconnect("the server is silent", out);
@@ -800,20 +900,34 @@ impl Session {
     }
 
     fn start(&mut self, now: Time, fence: Fence, work: Work, out: &mut Effects) {
-        let due = work.timeout_ms.map(|ms| now + Span::from_ms(ms));
-        let run = Run {
+        let mut run = Run {
             since: now,
+            timeout_at: work.timeout_ms.map(|ms| now + Span::from_ms(ms)),
+            stall: work.stall_ms.map(Span::from_ms),
+            active: now,
             grace: work.grace_ms.map_or(self.config.kill_grace, Span::from_ms),
             stop_when_cut_off: work.on_partition == OnPartition::Stop,
-            due,
+            due: None,
             cancelled: false,
             ending: None,
             killed: false,
         };
-        self.due.extend(due.map(|at| (at, fence)));
+        run.due = run.limit_at();
+        self.due.extend(run.due.map(|at| (at, fence)));
         self.stoppable += usize::from(run.stop_when_cut_off);
         self.attempts.insert(fence, Phase::Running(run));
         out.push(Effect::Start { fence, work });
+    }
+
+    fn look_later(&mut self, fence: Fence) {
+        let Some(Phase::Running(run)) = self.attempts.get_mut(&fence) else {
+            return;
+        };
+        let due = run.limit_at();
+        if let Some(at) = std::mem::replace(&mut run.due, due) {
+            self.due.remove(&(at, fence));
+        }
+        self.due.extend(due.map(|at| (at, fence)));
     }
 
     /// Starts those whose `Started` is written, or was said in the login that has just been answered.

@@ -4,7 +4,7 @@
 //! whatever the worker's size (`pre_exec` or a search of `PATH` by std would fork: measured at 1 GiB, 31 starts a
 //! second against 1,780). Hence the program is looked up here.
 //!
-//! The child leads a process group of its own, sees a short list of the worker's variables, the job's own and four of
+//! The child leads a process group of its own, sees a short list of the worker's variables, the job's own and five of
 //! ours, and inherits three file descriptors, whatever the worker itself has inherited. The worker's token is in neither.
 //!
 //! Not here: a process that runs (`child`), what a failure to start means (`session`).
@@ -22,7 +22,8 @@ use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::child::signal_group;
+use crate::kin::{Marks, Origin};
+use crate::proc::signal_group;
 
 /// What a job sees of the worker's own environment.
 const PASSED_ON: [&str; 10] = [
@@ -36,6 +37,10 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(crate) struct Spawner {
     environment: Vec<(&'static str, OsString)>,
     worker: String,
+    /// What its processes say of where they come from.
+    pub(crate) origin: Origin,
+    /// Where a command may tell its progress.
+    progress: Option<PathBuf>,
 }
 
 /// A process that has just been started. Its descriptors do not block.
@@ -43,6 +48,7 @@ pub(crate) struct Spawner {
 pub(crate) struct Spawned {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
+    pub(crate) marks: Marks,
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
@@ -64,6 +70,16 @@ impl Spawner {
         Self {
             environment: PASSED_ON.into_iter().filter_map(pass).collect(),
             worker,
+            origin: Origin::default(),
+            progress: None,
+        }
+    }
+
+    /// The same, and commands are told where to tell their progress.
+    pub(crate) fn with_progress(self, path: Option<PathBuf>) -> Self {
+        Self {
+            progress: path,
+            ..self
         }
     }
 
@@ -101,10 +117,14 @@ impl Spawner {
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         child.envs(command.env.iter().map(|(name, value)| (name, value)));
-        child.env("HOSTLER_JOB_ID", fence.job.to_string());
+        let marks = Marks::new(fence, self.origin);
+        child.envs(marks.variables());
         child.env("HOSTLER_ATTEMPT", fence.attempt.to_string());
-        child.env("HOSTLER_FENCE", fence.rising().to_string());
         child.env("HOSTLER_WORKER", &self.worker);
+        match &self.progress {
+            Some(path) => child.env("HOSTLER_PROGRESS", path),
+            None => child.env_remove("HOSTLER_PROGRESS"),
+        };
         if let Some(cwd) = cwd {
             child.current_dir(cwd);
         }
@@ -121,6 +141,7 @@ impl Spawner {
             let spawned = Spawned {
                 pid,
                 pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
+                marks,
                 stdin: child.stdin.take(),
                 stdout: child.stdout.take().map(OwnedFd::from),
                 stderr: child.stderr.take().map(OwnedFd::from),
@@ -376,6 +397,23 @@ mod tests {
             failure(&command(&["true", &"x".repeat(200_000)])).0,
             libc::E2BIG
         );
+    }
+
+    #[test]
+    fn want_of_room_is_not_the_jobs_fault_and_everything_else_is() {
+        let program = Path::new("/bin/true");
+        let judged = |errno| SpawnError::from_io(&io::Error::from_raw_os_error(errno), program);
+        for errno in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            let SpawnError::NoRoom { message } = judged(errno) else {
+                panic!("{:?}", judged(errno))
+            };
+            assert!(message.starts_with("cannot start /bin/true: "), "{message}");
+        }
+        for errno in [libc::ENOENT, libc::EACCES, libc::E2BIG, libc::ENOEXEC] {
+            assert!(
+                matches!(judged(errno), SpawnError::Failed { errno: told, .. } if told == errno)
+            );
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
-use hostler_wire::limits::{BATCH_ITEMS_MAX, NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
+use hostler_wire::limits::{NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
 use hostler_wire::token::Token;
 use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
@@ -36,10 +36,16 @@ use slab::Slab;
 use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
+use crate::kin::Origin;
 use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::notes::Notes;
+use crate::oom::OomKills;
+use crate::orphans::Orphans;
 use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
+use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
+use crate::signs::Signs;
 use crate::spawn::{SpawnError, Spawner};
 use crate::usage;
 
@@ -47,8 +53,9 @@ const WAKE: mio::Token = mio::Token(0);
 const SIGNALS: mio::Token = mio::Token(1);
 const CONTROL: mio::Token = mio::Token(2);
 const OUTPUT: mio::Token = mio::Token(3);
+const NOTES: mio::Token = mio::Token(4);
 /// Four names a child from here on: its pidfd, its outputs, its input.
-const CHILDREN: usize = 4;
+const CHILDREN: usize = 5;
 
 const EVENTS_MAX: usize = 1_024;
 /// Reads of one pipe in one turn.
@@ -89,6 +96,10 @@ pub struct Config {
     pub commands: bool,
     /// TERM and INT mean: drain. An embedding program may have other plans for them.
     pub signals: bool,
+    /// Makes this process the reaper of all its descendants, so that none of a job's processes can hide from its end by
+    /// losing its parents. Every child nobody else waits for is reaped then, so it is not for a program that starts
+    /// processes of its own.
+    pub subreaper: bool,
     /// How much unsent output it keeps, and where.
     pub spool: SpoolLimits,
 }
@@ -117,6 +128,7 @@ impl Config {
             idle_exit: None,
             commands: false,
             signals: true,
+            subreaper: false,
             spool: SpoolLimits::default(),
         }
     }
@@ -149,6 +161,8 @@ pub enum WorkerError {
     Invalid(String),
     /// The server would not have us, or is not ours; a person has to change something.
     Refused(String),
+    /// Server and worker speak no version of the protocol in common.
+    Version(String),
     /// The operating system refused what the loop cannot do without.
     Io(io::Error),
 }
@@ -156,7 +170,7 @@ pub enum WorkerError {
 impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(what) | Self::Refused(what) => f.write_str(what),
+            Self::Invalid(what) | Self::Refused(what) | Self::Version(what) => f.write_str(what),
             Self::Io(error) => write!(f, "the worker's loop cannot go on: {error}"),
         }
     }
@@ -371,6 +385,12 @@ struct Loop {
     registry: Registry,
     pool: Pool,
     spawner: Spawner,
+    reaper: Reaper,
+    oom_kills: OomKills,
+    /// What an earlier run of this worker left running, until it has ended.
+    orphans: Option<Orphans>,
+    /// What commands say of their progress; none if there are no commands, or no place for it.
+    notes: Option<Notes>,
     running: HashMap<Fence, Running>,
     children: Slab<(Child, Keep)>,
     /// Pipes that may have something to read.
@@ -399,6 +419,7 @@ impl Loop {
         // Only the first run of a stopper's worker is stopped by it; there is only one.
         drop(stopper.shared.waker.set(Arc::clone(&waker)));
         let signals = Signals::watch(&poll, config.signals)?;
+        let notes = listen_for_notes(&poll, &config);
         let clock = Clock::start();
         let session = Session::new(
             session::Config {
@@ -427,8 +448,13 @@ impl Loop {
             pipe: OutputPipe::new(),
             spool: Spool::new(config.spool.clone()),
             registry,
-            pool: Pool::new(Arc::new(Completions::new(waker))),
-            spawner: Spawner::new(config.name.clone()),
+            pool: Pool::new(Arc::new(Completions::new(waker)), clock),
+            reaper: Reaper::new(config.subreaper),
+            oom_kills: OomKills::find(),
+            orphans: None,
+            spawner: Spawner::new(config.name.clone())
+                .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
+            notes,
             running: HashMap::new(),
             children: Slab::new(),
             readable: VecDeque::new(),
@@ -466,12 +492,15 @@ impl Loop {
             self.listen()?;
             self.take_completions();
             self.read_pipes();
+            self.look_after_orphans();
+            self.take_notes();
             self.look_after_ending();
             if self
                 .session
                 .next_deadline()
                 .is_some_and(|due| due <= self.now)
             {
+                self.tell_signs();
                 self.tell(Event::Tick);
             }
             self.finish_turn()?;
@@ -496,6 +525,9 @@ impl Loop {
             .chain(self.session.next_deadline())
             .chain(self.link.next_deadline())
             .chain(self.pipe.next_deadline(&self.spool))
+            .chain(self.reaper.next_deadline())
+            .chain(self.orphans.as_ref().map(Orphans::next_deadline))
+            .chain(self.notes.as_ref().and_then(Notes::next_deadline))
             .chain(self.leaving.map(|(_, until)| until))
             .min()?;
         // A span of whole microseconds; the poll itself rounds up to whole milliseconds.
@@ -511,6 +543,11 @@ impl Loop {
                 }
             }
             OUTPUT => self.pipe.notice(event),
+            NOTES => {
+                if let Some(notes) = &mut self.notes {
+                    notes.ready = true;
+                }
+            }
             mio::Token(name) => {
                 let (key, part) = ((name - CHILDREN) / 4, (name - CHILDREN) % 4);
                 // An event may be left over from a child that is gone; another's finds nothing to do and says so.
@@ -536,6 +573,22 @@ impl Loop {
     fn tell(&mut self, event: Event) {
         self.session.handle(self.now, event, &mut self.effects);
         self.carry_out();
+    }
+
+    /// Before the session ends silent attempts, it hears of signs of life it does not know of.
+    fn tell_signs(&mut self) {
+        for fence in self.session.suspects(self.now) {
+            let at = match self.running.get(&fence) {
+                // It may be waiting in a write that we do not read.
+                Some(&Running::Process(key)) if self.blocked.iter().any(|(k, _)| *k == key) => {
+                    self.now
+                }
+                Some(&Running::Process(key)) => self.children[key].0.signs.active,
+                Some(Running::Handler(watch)) => watch.signs().active,
+                None => continue,
+            };
+            self.tell(Event::Active { fence, at });
+        }
     }
 
     /// Signals, and whoever holds a stopper.
@@ -564,6 +617,10 @@ impl Loop {
             }
             match said {
                 Said::Welcome(welcome, challenge) => {
+                    self.spawner.origin = Origin::ours(challenge.cluster, self.instance);
+                    if !self.welcomed && self.config.commands {
+                        self.end_orphans();
+                    }
                     self.welcomed = true;
                     self.link.welcomed();
                     let result_bytes_max = usize::try_from(welcome.result_bytes_max);
@@ -585,7 +642,12 @@ impl Loop {
                 Said::Frame(Frame::NotLeader(other)) => {
                     self.disconnect(&LineError::NotLeader(other))
                 }
-                Said::Frame(frame) => self.tell(Event::Received(frame)),
+                Said::Frame(frame) => {
+                    if matches!(frame, Frame::Resumed(_)) {
+                        self.link.resumed();
+                    }
+                    self.tell(Event::Received(frame));
+                }
             }
         }
         self.said = said;
@@ -596,13 +658,24 @@ impl Loop {
                 // One of several may be no server of ours: the others are asked before a person is.
                 self.refusals += 1;
                 if self.refusals >= self.config.servers.len() {
-                    return Err(WorkerError::Refused(why.to_string()));
+                    let kind = if why.is_of_version() {
+                        WorkerError::Version
+                    } else {
+                        WorkerError::Refused
+                    };
+                    return Err(kind(why.to_string()));
                 }
                 self.disconnect(&why);
             }
             Err(why) => self.disconnect(&why),
         }
         Ok(())
+    }
+
+    /// The cluster is known now, and so is what an earlier run of this worker left running for it.
+    fn end_orphans(&mut self) {
+        let (name, grace) = (self.config.name.clone(), self.config.kill_grace.into());
+        self.orphans = Orphans::find(name, self.spawner.origin, self.now, grace);
     }
 
     fn disconnect(&mut self, why: &LineError) {
@@ -729,6 +802,18 @@ impl Loop {
             let message = "this worker runs handlers only".to_owned();
             return Some(failed_to_start(libc::EPERM, message));
         }
+        let job = fence.job.raw();
+        if self
+            .orphans
+            .as_ref()
+            .is_some_and(|orphans| orphans.holds(job))
+        {
+            let message = "an earlier attempt, whose worker was killed, is still being ended here";
+            return Some(Ending::NoRoom {
+                message: message.to_owned(),
+            });
+        }
+        let oom_kills = self.oom_kills.count();
         let spawned = match self.spawner.spawn(fence, &command, keep != Keep::Nothing) {
             Ok(spawned) => spawned,
             Err(SpawnError::Failed { errno, message }) => {
@@ -736,18 +821,21 @@ impl Loop {
             }
             Err(SpawnError::NoRoom { message }) => return Some(Ending::NoRoom { message }),
         };
+        self.reaper.started(spawned.pid);
         let key = self.children.insert((
             Child::new(
                 fence,
                 spawned,
                 command.stdin.as_deref().map(Bytes::copy_from_slice),
+                oom_kills,
+                self.now,
             ),
             keep,
         ));
         if let Err(error) = self.register(key) {
             let (mut child, _) = self.children.remove(key);
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
             return Some(Ending::NoRoom {
                 message: format!("cannot watch the process: {error}"),
             });
@@ -825,7 +913,7 @@ impl Loop {
             Some(Running::Handler(watch)) => watch.cancel(),
             Some(&Running::Process(key)) => {
                 let (child, _) = &mut self.children[key];
-                child.end(self.now, force);
+                child.end(self.now, force, self.reaper.place());
                 if child.exited() {
                     self.ending.insert(key);
                 }
@@ -851,6 +939,32 @@ impl Loop {
         }
     }
 
+    /// Takes what commands say of their progress, and answers them.
+    fn take_notes(&mut self) {
+        let Some(notes) = &mut self.notes else {
+            return;
+        };
+        for note in notes.take(self.now) {
+            let child = match self.running.get(&note.fence) {
+                Some(&Running::Process(key)) => Some(&mut self.children[key].0),
+                Some(Running::Handler(_)) | None => None,
+            };
+            let taken = match child {
+                None => Err("no such attempt runs here"),
+                Some(child) if !note.is_from(child.pid, child.marks()) => {
+                    Err("it comes from a process that is not the attempt's")
+                }
+                Some(child) => {
+                    child
+                        .signs
+                        .say(self.now, note.progress, note.text.as_deref());
+                    Ok(())
+                }
+            };
+            notes.reply(&note, taken);
+        }
+    }
+
     /// Reads a pipe a few times. `last`: the job is over, so its pipes are read whatever the room.
     fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) {
         let Some((child, keep)) = self.children.get_mut(key) else {
@@ -871,6 +985,7 @@ impl Loop {
             let at = offset(child);
             match child.read(stream, &mut self.buffer[..READ_BYTES / PIPE_READS]) {
                 Read::Bytes(n) => {
+                    child.signs.printed(self.now);
                     let bytes = &self.buffer[..n];
                     self.spool
                         .push(child.fence, stream, at, Clock::wall_ms(), bytes, insist);
@@ -889,6 +1004,24 @@ impl Loop {
         }
     }
 
+    /// Processes of ours that are nobody's main process.
+    fn look_after_orphans(&mut self) {
+        let due = self
+            .reaper
+            .next_deadline()
+            .is_some_and(|due| due <= self.now);
+        if due || !self.ending.is_empty() {
+            self.reaper.look(self.now);
+        }
+        if self
+            .orphans
+            .as_mut()
+            .is_some_and(|orphans| orphans.are_over(self.now))
+        {
+            self.orphans = None;
+        }
+    }
+
     /// Ends of main processes: reads on, and reports when all that is waited for has come.
     fn look_after_ending(&mut self) {
         let keys: Vec<usize> = self.ending.iter().copied().collect();
@@ -896,7 +1029,7 @@ impl Loop {
             for stream in [Stream::Stdout, Stream::Stderr] {
                 self.read_pipe(key, stream, true);
             }
-            if self.children[key].0.is_over(self.now) {
+            if self.children[key].0.is_over(self.now, &self.reaper) {
                 self.bury(key);
             }
         }
@@ -912,7 +1045,11 @@ impl Loop {
         self.readable.retain(|&(k, _)| k != key);
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
-        let (outcome, detail, told) = child.reap();
+        let (mut outcome, detail, told) = child.reap(&mut self.reaper);
+        let killed = outcome == (Outcome::Signalled { signal: 9 });
+        if killed && !told && self.oom_kills.claim(child.oom_kills) {
+            outcome = Outcome::OutOfMemory;
+        }
         if keep != Keep::Nothing {
             let (stdout, stderr) = child.bytes();
             self.spool.close(child.fence, stdout, stderr);
@@ -941,7 +1078,7 @@ impl Loop {
             usage::groups(&groups)
         };
         let mut lives = Vec::new();
-        for &fence in probe.fences.iter().take(BATCH_ITEMS_MAX) {
+        for &fence in &probe.fences {
             let Some(started) = self.session.started(fence) else {
                 continue;
             };
@@ -959,12 +1096,9 @@ impl Loop {
                     live.cpu_ms = used.cpu_ms;
                     live.rss_bytes = used.rss_bytes;
                     (live.stdout_bytes, live.stderr_bytes) = child.bytes();
+                    tell(&mut live, &child.signs, self.now);
                 }
-                Some(Running::Handler(watch)) => {
-                    let words = watch.words().clone();
-                    live.progress = words.progress;
-                    live.note = words.note;
-                }
+                Some(Running::Handler(watch)) => tell(&mut live, &watch.signs(), self.now),
                 None => {}
             }
             lives.push(live);
@@ -992,11 +1126,11 @@ impl Loop {
 }
 
 impl Drop for Loop {
-    /// Nobody would look after them: whatever still runs is killed with its group.
+    /// Nobody would look after them: whatever still runs is killed with all its processes.
     fn drop(&mut self) {
         for (_, (child, _)) in &mut self.children {
-            child.abandon();
-            child.reap();
+            child.abandon(self.reaper.place());
+            child.reap(&mut self.reaper);
         }
         for running in self.running.values() {
             if let Running::Handler(watch) = running {
@@ -1004,6 +1138,32 @@ impl Drop for Loop {
             }
         }
     }
+}
+
+/// A worker does well without: its commands cannot tell their progress then, and do not find the variable.
+fn listen_for_notes(poll: &Poll, config: &Config) -> Option<Notes> {
+    if !config.commands {
+        return None;
+    }
+    let listen = || -> io::Result<Notes> {
+        let parent = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+        let notes = Notes::listen(&parent.map_or_else(std::env::temp_dir, Into::into))?;
+        let fd = notes.fd().as_raw_fd();
+        poll.registry()
+            .register(&mut SourceFd(&fd), NOTES, Interest::READABLE)?;
+        Ok(notes)
+    };
+    listen()
+        .inspect_err(|error| tracing::warn!(%error, "commands cannot tell their progress"))
+        .ok()
+}
+
+fn tell(live: &mut Live, signs: &Signs, now: Time) {
+    let since = |at: Time| -> u64 { (now - at).us() / 1_000 };
+    live.output_age_ms = signs.output_at.map(&since);
+    live.quiet_ms = since(signs.active);
+    live.progress = signs.progress;
+    live.note.clone_from(&signs.note);
 }
 
 fn failed_to_start(errno: i32, message: String) -> Ending {

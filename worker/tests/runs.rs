@@ -44,7 +44,7 @@ fn a_command_runs_and_its_output_arrives_byte_for_byte() {
     let usage = detail.usage.unwrap();
     assert_eq!((usage.stdout_bytes, usage.stderr_bytes), (3_000_000, 3));
     assert!(usage.peak_rss_bytes > 0);
-    assert!(detail.stderr_tail.is_empty(), "only failures need it");
+    assert_eq!(detail.stderr_tail, b"err");
 }
 
 #[test]
@@ -236,6 +236,81 @@ fn a_child_that_holds_the_pipe_does_not_hold_up_the_report() {
     assert!(report.run_us < 1_000_000, "{} µs", report.run_us);
     let (stdout, _, _) = server.accept(Role::Output).output(1);
     assert_eq!(stdout, b"left\n");
+}
+
+/// Whether a process of this number lives, zombies aside.
+fn lives(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Whether it is gone, or will be in a moment: a KILL that was sent need not have been carried out yet.
+fn ends(pid: &str) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.expect("the job told its child's number");
+    let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+        return true;
+    };
+    let patience = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let mut end = [PollFd::new(&handle, PollFlags::IN)];
+    poll(&mut end, Some(&patience)) == Ok(1)
+}
+
+#[test]
+fn a_cancel_reaches_a_daemon_although_nobody_is_its_subreaper() {
+    let server = FakeServer::new();
+    let _worker = RunningWorker::start(server.worker());
+    let mut control = server.control();
+    let daemon = "trap \"\" TERM; echo $$; exec sleep 60 >&- 2>&-";
+    let work = Work {
+        grace_ms: Some(300),
+        ..shell(&format!("(setsid sh -c '{daemon}' &); sleep 60"))
+    };
+    control.assign([(1, work)]);
+    let mut output = server.accept(Role::Output);
+    output.output_start(1);
+    let Frame::Chunk(chunk) = output.next() else {
+        panic!("the pid of its daemon")
+    };
+    let daemon = String::from_utf8_lossy(&chunk.data).trim().to_owned();
+    assert!(lives(&daemon), "{daemon}");
+    control.send(&Frame::Cancel(Cancel {
+        fence: fence(1),
+        force: false,
+    }));
+    let report = control.report();
+    assert_eq!(report.outcome, Outcome::Signalled { signal: 15 });
+    assert!(report.run_us >= 300_000, "the daemon had its grace");
+    assert!(!lives(&daemon), "{daemon}");
+}
+
+#[test]
+fn what_is_left_in_the_group_is_ended_and_told_if_it_holds_the_pipe() {
+    let server = FakeServer::new();
+    let _worker = RunningWorker::start(server.worker());
+    let mut control = server.control();
+    let mut output = None;
+    for (job, (redirect, message)) in [
+        ("", "it left a process behind, which was ended"),
+        (">&- 2>&-", ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let job = 1 + job as u64;
+        control.assign([(job, shell(&format!("sleep 60 {redirect} & echo $!")))]);
+        let report = control.report();
+        assert_eq!(report.outcome, Outcome::Succeeded);
+        assert_eq!(report.detail.unwrap().message, message);
+        let output = output.get_or_insert_with(|| server.accept(Role::Output));
+        let (child, _, _) = output.output(job);
+        let child = String::from_utf8(child).unwrap();
+        assert!(ends(child.trim()), "{child}");
+    }
 }
 
 #[test]

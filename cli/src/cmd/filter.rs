@@ -118,6 +118,7 @@ pub(crate) struct Pages {
     left: u64,
     cursor: Option<String>,
     over: bool,
+    live: bool,
 }
 
 impl Pages {
@@ -128,7 +129,13 @@ impl Pages {
             left: limit,
             cursor: None,
             over: false,
+            live: false,
         }
+    }
+
+    /// With what the workers say of those that run.
+    pub(crate) fn live(self, live: bool) -> Self {
+        Self { live, ..self }
     }
 
     /// The next page; none after the last.
@@ -137,6 +144,9 @@ impl Pages {
             return Ok(None);
         }
         let mut path = format!("/jobs?limit={}{}", self.left.min(PAGE_JOBS_MAX), self.query);
+        if self.live {
+            path.push_str("&live=1");
+        }
         if let Some(cursor) = &self.cursor {
             path.push_str(&format!("&cursor={}", encode(cursor)));
         }

@@ -33,6 +33,10 @@ pub(crate) struct Args {
     /// Look again every two seconds
     #[arg(short, long)]
     watch: bool,
+
+    /// Do not ask the workers, only the record
+    #[arg(long)]
+    no_probe: bool,
 }
 
 /// Runs it.
@@ -46,7 +50,7 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         if args.watch && context.form().is_human() {
             output::line("\x1b[H\x1b[2J")?;
         }
-        show(&args.filter, limit, context).await?;
+        show(&args.filter, limit, !args.no_probe, context).await?;
         if !args.watch {
             return Ok(Exit::Done);
         }
@@ -55,9 +59,14 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
 }
 
 /// Shows page after page, so that a long list needs no memory; only one JSON value needs all of it at once.
-async fn show(filter: &Filter, limit: u64, context: &mut Context) -> Result<(), Failure> {
+async fn show(
+    filter: &Filter,
+    limit: u64,
+    live: bool,
+    context: &mut Context,
+) -> Result<(), Failure> {
     let form = context.form();
-    let mut pages = Pages::new(filter, limit);
+    let mut pages = Pages::new(filter, limit).live(live && form != Form::Id);
     let mut shown = 0;
     let mut cursor = None;
     let mut whole = Vec::new();

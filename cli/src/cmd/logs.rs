@@ -3,7 +3,6 @@
 use hostler_wire::JobId;
 use hostler_wire::api::{LogEnd, LogPiece};
 use hyper::header;
-use serde::Deserialize;
 
 use crate::client::{Answer, Ask, Client};
 use crate::cmd::filter::since;
@@ -75,14 +74,16 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         timestamps: args.timestamps,
         split: false,
     };
-    if context.form().is_json() {
-        return pieces(context, id, &wanted, args.follow, None).await;
-    }
-    let mut printer = Printer::new(&wanted);
+    let json = context.form().is_json();
+    let mut printer = if json {
+        Printer::json()
+    } else {
+        Printer::new(&wanted)
+    };
     if args.follow {
         to_the_end(&mut context.client, id, &wanted, &mut printer).await?;
-    } else if args.timestamps {
-        return pieces(context, id, &wanted, false, Some(printer)).await;
+    } else if json || args.timestamps {
+        pieces(context, id, &wanted, &mut printer).await?;
     } else {
         plain(context, id, &wanted).await?;
     }
@@ -105,33 +106,38 @@ pub(crate) async fn to_the_end(
 async fn plain(context: &mut Context, id: JobId, wanted: &Wanted) -> Result<(), Failure> {
     let ask = Ask::get(wanted.path(id, false)).header(header::ACCEPT, "text/plain");
     let mut answer = agreed(context.client.ask(&ask).await?).await?;
-    let truncated = answer
-        .headers
-        .get("x-log-truncated-bytes")
-        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let missing = missing(&answer);
     while let Some(bytes) = answer.piece().await? {
         output::raw(&bytes)?;
     }
-    follow::note_truncated(truncated.unwrap_or(0));
+    note(missing);
     Ok(())
 }
 
-/// The last line of an ndjson answer that follows.
-#[derive(Deserialize)]
-struct EndLine {
-    end: LogEnd,
+/// Bytes that were not kept, and bytes that have not arrived, as the head of an answer says.
+fn missing(answer: &Answer) -> [u64; 2] {
+    ["x-log-truncated-bytes", "x-log-incomplete-bytes"].map(|name| {
+        let value = answer.headers.get(name);
+        let number = value.and_then(|value| value.to_str().ok()?.parse().ok());
+        number.unwrap_or(0)
+    })
 }
 
-/// Piece by piece, with times: as JSON, or printed.
+fn note([truncated, incomplete]: [u64; 2]) {
+    follow::note_truncated(truncated);
+    follow::note_incomplete(incomplete);
+}
+
+/// What there is, piece by piece, with times: as JSON, or printed.
 async fn pieces(
     context: &mut Context,
     id: JobId,
     wanted: &Wanted,
-    follow: bool,
-    mut printer: Option<Printer>,
-) -> Result<Exit, Failure> {
-    let ask = Ask::get(wanted.path(id, follow)).header(header::ACCEPT, "application/x-ndjson");
+    printer: &mut Printer,
+) -> Result<(), Failure> {
+    let ask = Ask::get(wanted.path(id, false)).header(header::ACCEPT, "application/x-ndjson");
     let mut answer = agreed(context.client.ask(&ask).await?).await?;
+    let missing = missing(&answer);
     let mut line = Vec::new();
     while let Some(bytes) = answer.piece().await? {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -145,20 +151,16 @@ async fn pieces(
             if !line.ends_with(b"\n") {
                 continue;
             }
-            match &mut printer {
-                None => output::raw(&line)?,
-                Some(printer) => {
-                    if let Ok(piece) = serde_json::from_slice::<LogPiece<'_>>(&line) {
-                        printer.piece(&piece)?;
-                    } else if let Ok(EndLine { end }) = serde_json::from_slice(&line) {
-                        follow::note_missing(&end);
-                    }
-                }
+            if printer.is_json() {
+                output::raw(&line)?;
+            } else if let Ok(piece) = serde_json::from_slice::<LogPiece<'_>>(&line) {
+                printer.piece(&piece)?;
             }
             line.clear();
         }
     }
-    Ok(Exit::Done)
+    note(missing);
+    Ok(())
 }
 
 async fn agreed(answer: Answer) -> Result<Answer, Failure> {

@@ -112,7 +112,7 @@ fn exit_of(job: &JobView) -> Exit {
     let reason = job.reason.as_deref().unwrap_or_default();
     match (job.state, reason, job.exit_code, job.signal) {
         (JobState::Succeeded, ..) => Exit::Done,
-        (JobState::Failed, "timeout", ..) => Exit::Elapsed,
+        (JobState::Failed, "timeout" | "stalled", ..) => Exit::Elapsed,
         (JobState::Failed | JobState::Cancelled, _, Some(code), _) if code != 0 => Exit::Job(code),
         (JobState::Failed | JobState::Cancelled, _, _, Some(signal)) => Exit::Signal(signal),
         _ => Exit::Ours,

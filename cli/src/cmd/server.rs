@@ -10,6 +10,7 @@ use std::time::Duration;
 use hostler_server::Config;
 use hostler_server::config::Durability;
 use hostler_server::server::{Server, StartError};
+use hostler_server::store::seam::StoreErrorKind;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::duration;
@@ -86,6 +87,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     )?;
     let config = config(&args, file)?;
     let data_dir = config.data_dir.clone();
+    signals::survive_file_limits()?;
     let server = Server::start(config).map_err(|error| start_failure(&error))?;
     output::note(format_args!(
         "hostler {} server — HTTP http://{}, workers {}.  Data: {}",
@@ -111,10 +113,34 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 
 /// A start that failed, as the user sees it.
 pub(crate) fn start_failure(error: &StartError) -> Failure {
-    Failure::new(
+    let failure = Failure::new(
         Exit::Unsuccessful,
         format!("the server cannot start: {error}"),
-    )
+    );
+    match way_out(error) {
+        Some(way_out) => failure.hint(way_out),
+        None => failure,
+    }
+}
+
+/// What to do about it, where the message does not say so itself.
+fn way_out(error: &StartError) -> Option<&'static str> {
+    let StartError::Store(error) = error else {
+        return None;
+    };
+    Some(match error.kind {
+        StoreErrorKind::Full => "free some space on that disk, then start again",
+        StoreErrorKind::Corrupt => {
+            "keep a copy of the directory; `hostler verify DATA_DIR` names what is damaged"
+        }
+        StoreErrorKind::Io | StoreErrorKind::ReadOnly => {
+            "the data directory must be a directory that the server's user may write to"
+        }
+        StoreErrorKind::InUse
+        | StoreErrorKind::TooNew
+        | StoreErrorKind::Busy
+        | StoreErrorKind::NoIndex => return None,
+    })
 }
 
 fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
@@ -136,6 +162,13 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
         &file.worker_grace,
         config.worker_grace,
     )?;
+    if config.worker_grace < Config::WORKER_GRACE_MIN {
+        return Err(Failure::usage(format!(
+            "a worker grace of {:?} is too short: workers beat every 2 s and need {:?} at least",
+            config.worker_grace,
+            Config::WORKER_GRACE_MIN
+        )));
+    }
     config.probe_timeout = pick(
         "probe_timeout",
         args.probe_timeout,
@@ -263,6 +296,13 @@ mod tests {
         assert_eq!(config.worker_grace, Duration::from_secs(7));
         assert_eq!(config.probe_timeout, Duration::from_secs(1));
         assert!(!config.allow_commands && config.allow_handlers);
+    }
+
+    #[test]
+    fn a_grace_that_would_give_up_workers_between_two_beats_is_refused() {
+        let config = |grace| config(&args(&["--worker-grace", grace]), &ServerFile::default());
+        assert_eq!(config("3900ms").unwrap_err().exit(), Exit::Usage);
+        assert!(config("4s").is_ok());
     }
 
     #[test]

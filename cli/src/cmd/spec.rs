@@ -46,6 +46,10 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     timeout: Option<Duration>,
 
+    /// Longest silence of one attempt, without output, progress or heartbeat; then it is ended
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    stall: Option<Duration>,
+
     /// How often it is tried again after a failure [default: 0]
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
@@ -146,6 +150,7 @@ impl SpecArgs {
             queue: owned(&self.queue),
             priority: self.priority,
             timeout_ms: self.timeout.map(millis),
+            stall_ms: self.stall.map(millis),
             retry,
             max_losses: self.max_losses.map(u64::from),
             run_at: self.at,

@@ -112,6 +112,8 @@ fn failure(error: &WorkerError) -> Failure {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
             .hint("the worker token is worker.token in the server's data directory"),
+        WorkerError::Version(_) => Failure::new(Exit::Unsuccessful, error.to_string())
+            .hint("run releases of server and worker that speak a common version of the protocol"),
         WorkerError::Io(_) => Failure::new(Exit::Unsuccessful, error.to_string()),
     }
 }
@@ -179,6 +181,7 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
         config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);
+        config.subreaper = true;
     }))
 }
 

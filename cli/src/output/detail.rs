@@ -5,11 +5,11 @@ use hostler_wire::api::{AttemptView, JobView, Live, Timestamp, UsageView};
 use jiff::tz::TimeZone;
 
 use crate::duration::took;
-use crate::output::list::{attempt, ended, indented, labels, run_ms, why};
+use crate::output::list::{attempt, ended, indented, labels, percent, run_ms, why};
 use crate::output::{paint, plain};
 
-/// A job in full.
-pub(crate) fn job(job: &JobView, now_ms: u64) -> String {
+/// A job in full; the wide form tells of each attempt what it used.
+pub(crate) fn job(job: &JobView, wide: bool, now_ms: u64) -> String {
     let mut lines = vec![head(job, now_ms)];
     let mut add = |name: &str, text: String| {
         if !text.is_empty() {
@@ -21,6 +21,15 @@ pub(crate) fn job(job: &JobView, now_ms: u64) -> String {
     add("Where", place(job));
     add("Asked", asked(job));
     add("Attempts", attempts(job, now_ms));
+    if wide {
+        for one in &job.attempts {
+            let usage = one.usage.map(|usage| used(&usage));
+            add(
+                "",
+                usage.map_or(String::new(), |usage| format!("#{} {usage}", one.number)),
+            );
+        }
+    }
     add("Live", live(job));
     add(
         "Used",
@@ -168,6 +177,9 @@ fn asked(job: &JobView) -> String {
     if let Some(ms) = job.timeout_ms {
         parts.push(format!("timeout {}", took(ms)));
     }
+    if let Some(ms) = job.stall_ms {
+        parts.push(format!("silence {} at most", took(ms)));
+    }
     if let Some(at) = job.expires_at {
         parts.push(format!("started by {at}"));
     }
@@ -232,6 +244,8 @@ fn live(job: &JobView) -> String {
             rss_bytes,
             stdout_bytes,
             stderr_bytes,
+            quiet_ms: _,
+            output_age_ms,
             progress,
             note,
         })) => {
@@ -252,8 +266,11 @@ fn live(job: &JobView) -> String {
                 bytes(*stdout_bytes),
                 bytes(*stderr_bytes)
             ));
+            if let Some(age) = output_age_ms {
+                text.push_str(&format!(" (last output {} ago)", took(*age)));
+            }
             if let Some(progress) = progress {
-                text.push_str(&format!(", {:.0} %", f64::from(*progress) * 100.0));
+                text.push_str(&format!(", {}", percent(*progress)));
             }
             if let Some(note) = note {
                 text.push_str(&format!(", {}", plain(note)));
@@ -275,7 +292,8 @@ fn live(job: &JobView) -> String {
 
 fn used(usage: &UsageView) -> String {
     format!(
-        "cpu {} + {} system, peak memory {}, stdout {}, stderr {}",
+        "{} of time, cpu {} + {} system, peak memory {}, stdout {}, stderr {}",
+        took(usage.wall_ms),
         took(usage.user_ms),
         took(usage.system_ms),
         bytes(usage.peak_rss_bytes),
@@ -365,7 +383,7 @@ mod tests {
             attempts: vec![attempt(1, 2_000, 13_800), attempt(2, 17_500, 47_000)],
             ..JobView::new(JobId::new(1041).unwrap(), JobState::Failed)
         };
-        let text = anstream::adapter::strip_str(&job(&failed, 60_000)).to_string();
+        let text = anstream::adapter::strip_str(&job(&failed, false, 60_000)).to_string();
         for part in [
             "Job 1041  report   ✗ failed (exit 1)",
             "Command   python 'a b.py'",
@@ -388,7 +406,7 @@ mod tests {
             })),
             ..JobView::new(JobId::MIN, JobState::Running)
         };
-        let text = anstream::adapter::strip_str(&job(&running, 0)).to_string();
+        let text = anstream::adapter::strip_str(&job(&running, false, 0)).to_string();
         assert!(text.contains("did not answer: timeout (waited 250ms, last heard 4.1s ago)"));
     }
 

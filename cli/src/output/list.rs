@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets};
 use hostler_wire::JobState;
-use hostler_wire::api::{JobView, Timestamp, WorkerView};
+use hostler_wire::api::{JobView, Live, QueueStats, Timestamp, WorkerView};
 
 use crate::clock;
 use crate::duration::{ago, took};
@@ -79,6 +79,33 @@ pub(crate) fn workers(workers: &[WorkerView]) -> String {
     rendered(&mut table)
 }
 
+/// Queues, one a line.
+pub(crate) fn queues(queues: &[QueueStats]) -> String {
+    let mut table = borderless();
+    table.set_header([
+        "QUEUE",
+        "QUEUED",
+        "RUNNING",
+        "OLDEST WAIT",
+        "WORKERS",
+        "SLOTS",
+        "",
+    ]);
+    for queue in queues {
+        let nobody = queue.workers == 0 && queue.queued > 0;
+        table.add_row([
+            plain(&queue.name),
+            queue.queued.to_string(),
+            queue.running.to_string(),
+            queue.oldest_wait_ms.map_or("-".into(), took),
+            queue.workers.to_string(),
+            queue.slots.to_string(),
+            if nobody { "no worker" } else { "" }.into(),
+        ]);
+    }
+    rendered(&mut table)
+}
+
 /// A worker's state in words.
 pub(crate) fn worker_state(worker: &WorkerView) -> &'static str {
     match (worker.connected, worker.draining) {
@@ -136,15 +163,32 @@ pub(crate) fn why(job: &JobView, now_ms: u64) -> Option<String> {
         JobState::Cancelling if job.worker_connected == Some(false) => {
             Some("worker unreachable".into())
         }
-        JobState::Queued
-        | JobState::Blocked
-        | JobState::Running
-        | JobState::Cancelling
-        | JobState::Succeeded => None,
+        JobState::Running | JobState::Cancelling => progress(job),
+        JobState::Queued | JobState::Blocked | JobState::Succeeded => None,
         JobState::Failed | JobState::Cancelled | JobState::Expired | JobState::Skipped => {
             Some(ended(reason, job.exit_code, job.signal))
         }
     }
+}
+
+/// How far it says it is, or that nobody could be asked.
+fn progress(job: &JobView) -> Option<String> {
+    match job.live.as_ref()?.as_ref()? {
+        Live::Yes { progress, note, .. } => {
+            let share = progress.map(percent);
+            let parts: Vec<_> = share
+                .into_iter()
+                .chain(note.as_deref().map(plain))
+                .collect();
+            (!parts.is_empty()).then(|| parts.join("  "))
+        }
+        Live::No { .. } => Some("the worker does not answer".into()),
+    }
+}
+
+/// A share as people read it.
+pub(crate) fn percent(share: f32) -> String {
+    format!("{:.0} %", f64::from(share) * 100.0)
 }
 
 /// A reason in a few words.
@@ -248,6 +292,48 @@ mod tests {
              1044  ● running  default  -       4s   3.2s  1/4      w-1\n\
              7     ✗ failed   default  report  4s   -     4/4      -       exit 1"
         );
+    }
+
+    #[test]
+    fn a_running_job_says_how_far_it_is_or_that_nobody_could_be_asked() {
+        let says = |progress: Option<f32>, note: Option<&str>| JobView {
+            live: Some(Some(Live::Yes {
+                probed_ms: 0.4,
+                started: true,
+                pid: 7,
+                processes: 1,
+                cpu_ms: 0,
+                rss_bytes: 0,
+                stdout_bytes: 0,
+                stderr_bytes: 0,
+                quiet_ms: 0,
+                output_age_ms: None,
+                progress,
+                note: note.map(Into::into),
+            })),
+            ..job(1, JobState::Running)
+        };
+        let why = |job: &JobView| why(job, 0);
+        let note = Some("frame 440/1000\x1b[2J");
+        assert_eq!(
+            why(&says(Some(0.44), note)).unwrap(),
+            "44 %  frame 440/1000\u{fffd}[2J"
+        );
+        assert_eq!(why(&says(None, None)), None);
+        let silent = JobView {
+            live: Some(Some(Live::No {
+                why: "timeout".into(),
+                waited_ms: 250,
+                last_heard_ms: 4_100,
+            })),
+            ..job(1, JobState::Running)
+        };
+        assert_eq!(why(&silent).unwrap(), "the worker does not answer");
+        let away = JobView {
+            worker_connected: Some(false),
+            ..silent
+        };
+        assert_eq!(why(&away).unwrap(), "worker unreachable");
     }
 
     #[test]

@@ -223,6 +223,7 @@ fn every_kind_of_failure_has_its_reason() {
         (Outcome::Signalled { signal: 11 }, Reason::Signal),
         (Outcome::OutOfMemory, Reason::OutOfMemory),
         (Outcome::TimedOut, Reason::Timeout),
+        (Outcome::Stalled, Reason::Stalled),
         (Outcome::SpawnFailed { errno: 2 }, Reason::SpawnFailed),
         (Outcome::NoSuchHandler, Reason::NoSuchHandler),
     ];
@@ -234,5 +235,5 @@ fn every_kind_of_failure_has_its_reason() {
         t.expect(&format!("ack {} to w1", n + 1));
     }
     t.submit("b").expect("assign b.1 to w1").ends("b", OK);
-    t.expect("finished b succeeded").expect("ack 6 to w1");
+    t.expect("finished b succeeded").expect("ack 7 to w1");
 }

@@ -86,6 +86,28 @@ fn a_report_kept_over_the_restart_counts() {
         .event(Event::Ready);
 }
 
+/// Its end was committed, and the server died before it could say so: the worker says it again to the next one.
+#[test]
+fn a_report_committed_before_the_restart_is_acknowledged_and_changes_nothing() {
+    let (mut t, fence) = restarted();
+    let ended = Fence {
+        attempt: Attempt::FIRST,
+        ..fence
+    };
+    t.worker("w1", back(fence))
+        .reports_as("w1", 77, ended, |_| {})
+        .expect("ack 77 to w1")
+        .expect_state("a", JobState::Running)
+        .event(Event::Ready)
+        .expect_state("a", JobState::Running);
+    assert!(t.facts.is_empty(), "{:?}", t.facts);
+    // And whatever it says of a job that has ended altogether.
+    t.reports_as("w1", 78, fence, |_| {})
+        .expect("finished a succeeded")
+        .expect("ack 78 to w1");
+    t.reports_as("w1", 79, fence, |_| {}).expect("ack 79 to w1");
+}
+
 #[test]
 fn the_grace_of_absent_workers_counts_from_ready() {
     let (mut t, _) = restarted();

@@ -197,6 +197,50 @@ fn the_backstop_leaves_a_worker_that_is_away_to_its_lease() {
 }
 
 #[test]
+fn the_backstop_asks_the_worker_before_it_ends_an_attempt_for_its_silence() {
+    let mut t = Trial::new();
+    t.submit_with("a", |job| {
+        job.spec.stall = Some(Span::from_secs(60));
+        job.spec.grace = Some(Span::from_secs(5));
+    });
+    t.worker("w1", slots(1))
+        .expect("assign a.1 to w1")
+        .starts("a");
+    let late_ms = 5_000 + 2 * BEAT_MS;
+    let fence = t.fence("a");
+    let mut look = |quiet_ms: u64| {
+        t.after_ms(60_000 + late_ms - 1).expect_nothing();
+        t.after_ms(1).expect("look at a.1 on w1");
+        let quiet = Span::from_millis(quiet_ms);
+        t.event(Event::Looked { fence, quiet });
+    };
+    look(10);
+    look(60_000 + late_ms - 1);
+    look(60_000 + late_ms);
+    t.expect("finished a failed stalled")
+        .expect("stop a.1 on w1");
+}
+
+#[test]
+fn of_a_worker_that_never_tells_of_an_attempt_the_lease_decides_and_the_time_limit_holds() {
+    let mut t = Trial::new();
+    t.submit_with("a", |job| {
+        job.spec.stall = Some(Span::from_secs(10));
+        job.spec.timeout = Some(Span::from_secs(40));
+        job.spec.grace = Some(Span::ZERO);
+    });
+    t.worker("w1", slots(1))
+        .expect("assign a.1 to w1")
+        .starts("a");
+    for _ in 0..3 {
+        t.after_ms(10_000 + 2 * BEAT_MS).expect("look at a.1 on w1");
+    }
+    t.after_ms(10_000 - 4 * BEAT_MS);
+    t.expect("finished a failed timeout")
+        .expect("stop a.1 on w1");
+}
+
+#[test]
 fn an_attempt_that_ends_in_time_is_not_touched_by_the_backstop() {
     let mut t = Trial::new();
     t.submit_with("a", |job| {

@@ -101,6 +101,7 @@ pub(crate) fn spec() -> ClassSpec {
         max_losses: 3,
         timeout: None,
         grace: None,
+        stall: None,
         stop_on_partition: false,
     }
 }
@@ -571,6 +572,7 @@ impl Trial {
                 | Effect::Refuse { .. }
                 | Effect::Recall { .. }
                 | Effect::Cancel { .. }
+                | Effect::Look { .. }
                 | Effect::Stop { .. }
                 | Effect::Ack { .. }
                 | Effect::Answer { .. }
@@ -642,6 +644,9 @@ impl Trial {
                     self.fences(&[*fence]),
                     on(session)
                 )
+            }
+            Effect::Look { session, fence } => {
+                format!("look at {} on {}", self.fences(&[*fence]), on(session))
             }
             Effect::Stop { session, fences } => {
                 format!("stop {} on {}", self.fences(fences), on(session))

@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Stamp};
 use crate::dispatch::bodies::Bodies;
-use crate::dispatch::probes::Probes;
+use crate::dispatch::probes::{Asker, Lives, Probes};
 use crate::dispatch::translate::{self, Heard, Numbers, Outgoing, Starts};
-use crate::dispatch::{Ask, JobStatus, LiveStatus, Message, WorkerStatus};
+use crate::dispatch::{Ask, Glance, JobStatus, LiveStatus, Message, WorkerStatus};
 use crate::mailbox::{Receiver, Wake};
 use crate::net::{self, Arrival, Post};
 use crate::store::reader;
@@ -284,7 +284,12 @@ impl Dispatch {
                 for frame in frames {
                     match translate::hear(&self.starts, &mut self.numbers, session, frame) {
                         Heard::Event(event) => self.engine.handle(now, event, &mut self.effects),
-                        Heard::Probed(reply) => self.probes.reply(now, reply),
+                        Heard::Probed(reply) => {
+                            for (fence, quiet) in self.probes.reply(now, reply) {
+                                let looked = Event::Looked { fence, quiet };
+                                self.engine.handle(now, looked, &mut self.effects);
+                            }
+                        }
                         Heard::Misplaced => {
                             tracing::warn!(session = session.raw(), "a frame out of place");
                         }
@@ -362,7 +367,15 @@ impl Dispatch {
                     .map(|worker| worker_status(&worker, now));
                 answer(reply, all.collect());
             }
-            Ask::Counts { reply } => answer(reply, self.engine.counts()),
+            Ask::Lives { jobs, reply } => self.on_lives(now, &jobs, reply),
+            Ask::Glance { reply } => {
+                let glance = Glance {
+                    counts: self.engine.counts(),
+                    queues: self.engine.queues(),
+                    probes: self.probes.sent_count(),
+                };
+                answer(reply, glance);
+            }
         }
     }
 
@@ -381,17 +394,25 @@ impl Dispatch {
             return answer(reply, Some(record));
         };
         let Some(session) = worker.session else {
-            record.live = Some(LiveStatus::Unseen {
-                why: "disconnected",
-                waited_ms: 0,
-                last_heard_ms: now.since(worker.heard).millis(),
-            });
+            record.live = Some(disconnected(now.since(worker.heard)));
             return answer(reply, Some(record));
         };
-        let heard = worker.heard;
-        if let Some(ask) = self.probes.add(now, fence, heard, (record, reply)) {
-            self.out.probe(session, ask, fence);
+        let asker = Asker::Job(record, reply);
+        self.probes.ask(now, session, fence, worker.heard, asker);
+    }
+
+    fn on_lives(&mut self, now: Time, jobs: &[JobId], reply: oneshot::Sender<Lives>) {
+        let (mut members, mut known) = (Vec::new(), Lives::new());
+        for view in jobs.iter().filter_map(|&job| self.engine.job(job)) {
+            let (Some(fence), Some(worker)) = (view.fence, &view.worker) else {
+                continue;
+            };
+            match worker.session {
+                Some(session) => members.push((session, fence, worker.heard)),
+                None => known.push((view.id, disconnected(now.since(worker.heard)))),
+            }
         }
+        self.probes.ask_list(now, &members, known, reply);
     }
 
     fn list(
@@ -453,6 +474,11 @@ impl Dispatch {
                     fence,
                     force,
                 } => self.out.cancel(session, fence, force),
+                Effect::Look { session, fence } => {
+                    let heard = self.engine.job(fence.job).and_then(|job| job.worker);
+                    let heard = heard.map_or(now, |worker| worker.heard);
+                    self.probes.ask(now, session, fence, heard, Asker::Engine);
+                }
                 Effect::Stop { session, fences } => self.out.stop(session, &fences),
                 Effect::Ack { session, through } => self.out.ack(session, through),
                 Effect::Answer { ask, answer: what } => {
@@ -469,6 +495,9 @@ impl Dispatch {
             }
         }
         self.route_facts(now);
+        for (session, ask, fences) in self.probes.take_unsent(now) {
+            self.out.probe(session, ask, fences);
+        }
         let frames = self.out.frames.drain();
         let closing = self.out.closing.drain(..);
         self.parts.net.post_all(
@@ -539,6 +568,14 @@ fn status(job: &JobView<'_>, stamp: &Stamp) -> JobStatus {
             .is_some_and(|worker| worker.session.is_some()),
         started: job.started.map(|at| stamp.wall_of(at)),
         live: None,
+    }
+}
+
+fn disconnected(silent: Span) -> LiveStatus {
+    LiveStatus::Unseen {
+        why: "disconnected",
+        waited_ms: 0,
+        last_heard_ms: silent.millis(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Frame → event, effect → frame or fact; the only file that knows both languages.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use bytes::BytesMut;
@@ -8,7 +8,8 @@ use hostler_engine::effect::Refusal;
 use hostler_engine::event::{Event, Join, Report};
 use hostler_engine::{Fact, Span};
 use hostler_wire::frame::{
-    Ack, Assign, Assignment, Cancel, Frame, Login, ProbeReply, Recall, RefuseCode, Resumed, Stop,
+    Ack, Assign, Assignment, Cancel, Frame, Login, Probe, ProbeReply, Recall, RefuseCode, Resumed,
+    Stop,
 };
 use hostler_wire::limits::BATCH_ITEMS_MAX;
 use hostler_wire::{Epoch, Fence, SessionId, WorkerId};
@@ -31,8 +32,16 @@ pub(super) enum Heard {
 #[derive(Debug)]
 pub(super) struct Starts {
     known: HashMap<Epoch, [u8; 16]>,
-    /// Epochs that a session's worker learnt from another history.
-    foreign: HashMap<SessionId, Vec<Epoch>>,
+    foreign: HashMap<SessionId, Foreign>,
+}
+
+/// Attempts that a session's worker was given in another history. This one may give out the very same names, to that worker
+/// too. What it held when it came is void, so its words after that are about what it was given since, but for the reports
+/// it had made by then.
+#[derive(Debug)]
+struct Foreign {
+    held: HashSet<Fence>,
+    last_report: u64,
 }
 
 impl Starts {
@@ -43,26 +52,32 @@ impl Starts {
         }
     }
 
-    /// Keeps what of the login's epochs is not ours.
+    /// Keeps what the worker holds of another history.
     fn meet(&mut self, session: SessionId, login: &Login) {
-        let foreign: Vec<Epoch> = login
+        let epochs: Vec<Epoch> = login
             .epochs
             .iter()
             .filter(|(epoch, nonce)| self.known.get(epoch) != Some(nonce))
             .map(|(epoch, _)| *epoch)
             .collect();
-        if !foreign.is_empty() {
-            self.foreign.insert(session, foreign);
+        if epochs.is_empty() {
+            return;
         }
+        let held = login.held.iter().map(|held| held.fence);
+        let foreign = Foreign {
+            held: held.filter(|fence| epochs.contains(&fence.epoch)).collect(),
+            last_report: login.last_report,
+        };
+        self.foreign.insert(session, foreign);
     }
 
     pub(super) fn part(&mut self, session: SessionId) {
         self.foreign.remove(&session);
     }
 
-    /// The fence as the engine may judge it.
+    /// The fence of something held at the login, as the engine may judge it.
     fn ours(&self, session: SessionId, fence: Fence) -> Fence {
-        if self.foreign.is_empty() || !self.is_foreign(session, fence.epoch) {
+        if self.foreign.is_empty() || !self.is_foreign(session, fence) {
             return fence;
         }
         Fence {
@@ -71,10 +86,18 @@ impl Starts {
         }
     }
 
-    fn is_foreign(&self, session: SessionId, epoch: Epoch) -> bool {
+    /// The fence of the report with this number, as the engine may judge it.
+    fn reported(&self, session: SessionId, number: u64, fence: Fence) -> Fence {
+        match self.foreign.get(&session) {
+            Some(foreign) if number <= foreign.last_report => self.ours(session, fence),
+            Some(_) | None => fence,
+        }
+    }
+
+    fn is_foreign(&self, session: SessionId, fence: Fence) -> bool {
         self.foreign
             .get(&session)
-            .is_some_and(|foreign| foreign.contains(&epoch))
+            .is_some_and(|foreign| foreign.held.contains(&fence))
     }
 
     /// The fence as its worker knows it: `void` lists come back in the engine's words.
@@ -101,7 +124,7 @@ pub(super) fn join(starts: &mut Starts, session: SessionId, login: Login) -> (Jo
         .held
         .iter()
         .map(|held| held.fence)
-        .filter(|fence| starts.is_foreign(session, fence.epoch))
+        .filter(|fence| starts.is_foreign(session, *fence))
         .collect();
     let held = login
         .held
@@ -129,16 +152,10 @@ pub(super) fn hear(
     session: SessionId,
     frame: Frame,
 ) -> Heard {
-    let ours = |fences: Vec<Fence>| -> Vec<Fence> {
-        fences
-            .into_iter()
-            .map(|fence| starts.ours(session, fence))
-            .collect()
-    };
     let event = match frame {
         Frame::Started(started) => Event::Started {
             session,
-            fences: ours(started.fences),
+            fences: started.fences,
         },
         Frame::Reports(batch) => Event::Reported {
             session,
@@ -146,8 +163,9 @@ pub(super) fn hear(
             reports: batch
                 .reports
                 .into_iter()
-                .map(|report| Report {
-                    fence: starts.ours(session, report.fence),
+                .zip(batch.first..)
+                .map(|(report, number)| Report {
+                    fence: starts.reported(session, number, report.fence),
                     outcome: report.outcome,
                     cancelled: report.cancelled,
                     started: report.started,
@@ -158,7 +176,7 @@ pub(super) fn hear(
         },
         Frame::Returned(returned) => Event::Returned {
             session,
-            fences: ours(returned.fences),
+            fences: returned.fences,
             draining: returned.draining,
         },
         Frame::Beat(beat) => Event::Heard {
@@ -255,12 +273,8 @@ impl Outgoing {
         frame.encode(self.frames.entry(session).or_default());
     }
 
-    pub(super) fn probe(&mut self, session: SessionId, ask: u64, fence: Fence) {
-        let probe = hostler_wire::frame::Probe {
-            ask,
-            fences: vec![fence],
-        };
-        self.frame(session, &Frame::Probe(probe));
+    pub(super) fn probe(&mut self, session: SessionId, ask: u64, fences: Vec<Fence>) {
+        self.frame(session, &Frame::Probe(Probe { ask, fences }));
     }
 
     pub(super) fn assign(
@@ -357,7 +371,7 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
-    use hostler_wire::frame::Held;
+    use hostler_wire::frame::{Held, Returned, Started};
     use hostler_wire::{Attempt, JobId};
 
     use super::*;
@@ -391,6 +405,7 @@ mod tests {
         let login = Login {
             // The database is a restored backup: this number has been given out before, to another start.
             epochs: vec![(ours, [3; 16]), (theirs, [9; 16])],
+            last_report: 8,
             held: [known, foreign]
                 .map(|fence| Held {
                     fence,
@@ -407,18 +422,42 @@ mod tests {
         assert_eq!(join.held, [(known, true), (nobodys, true)]);
         assert_eq!(void, [foreign]);
         assert_eq!(
-            starts.ours(session, foreign),
+            starts.reported(session, 8, foreign),
             nobodys,
-            "its reports are stale"
+            "the report it had made is stale"
+        );
+        assert_eq!(
+            starts.reported(session, 9, foreign),
+            foreign,
+            "a later one is of an attempt that it was given since, by the same name"
         );
         assert_eq!(
             starts.theirs(session, nobodys, &void),
             foreign,
             "it is told to stop"
         );
+        for frame in [
+            Frame::Started(Started {
+                fences: vec![foreign],
+            }),
+            Frame::Returned(Returned {
+                fences: vec![foreign],
+                draining: false,
+            }),
+        ] {
+            let heard = hear(&starts, &mut Numbers::default(), session, frame);
+            assert!(
+                matches!(
+                    &heard,
+                    Heard::Event(Event::Started { fences, .. } | Event::Returned { fences, .. })
+                        if *fences == [foreign]
+                ),
+                "what was void does not start and is not given back: {heard:?}"
+            );
+        }
         starts.part(session);
         assert_eq!(
-            starts.ours(session, foreign),
+            starts.reported(session, 8, foreign),
             foreign,
             "another session's word counts for itself"
         );

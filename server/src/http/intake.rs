@@ -314,6 +314,7 @@ impl<'c> Intake<'c> {
             },
             timeout: millis("/timeout_ms", job.timeout_ms, 1, DURATION_MS_MAX)?,
             grace: millis("/grace_ms", job.grace_ms, 0, GRACE_MS_MAX)?,
+            stall: millis("/stall_ms", job.stall_ms, 1, DURATION_MS_MAX)?,
             stop_on_partition: on_partition(job)? == OnPartition::Stop,
         };
         Ok(self.intern(spec))
@@ -377,6 +378,7 @@ impl<'c> Intake<'c> {
         let work = Work {
             timeout_ms: job.timeout_ms,
             grace_ms: job.grace_ms,
+            stall_ms: job.stall_ms,
             on_partition: on_partition(job)?,
             logs: self.logs(job.logs.as_ref())?,
             task: match kind {

@@ -1,5 +1,6 @@
 //! The endpoints about jobs: submit, show, list, cancel, retry.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use hyper::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::dispatch::{Ask, JobStatus};
+use crate::dispatch::{Ask, JobStatus, LiveStatus};
 use crate::http::body::{self, Body};
 use crate::http::guard::{self, Media};
 use crate::http::params::{Params, wrong};
@@ -427,14 +428,18 @@ struct Listing {
 }
 
 const LIST_PARAMS: &[&str] = &[
-    "state", "queue", "name", "since", "until", "limit", "cursor", "order", "label", "worker", "q",
+    "state", "queue", "name", "since", "until", "limit", "cursor", "order", "live", "label",
+    "worker", "q",
 ];
 
 /// `GET /jobs`.
 pub(super) async fn list(parts: &Parts, head: &request::Parts) -> Outcome {
     let params = Params::parse(head.uri.query(), LIST_PARAMS)?;
     let listing = Listing::new(&params, Timestamp::from_millis(parts.clock.wall().millis()))?;
-    let page = listing.page(parts).await?;
+    let mut page = listing.page(parts).await?;
+    if params.flag("live")?.unwrap_or(false) {
+        add_lives(parts, &mut page.jobs).await?;
+    }
     let mut response = ops::json(&JobList {
         jobs: page.jobs,
         next_cursor: page.next.map(|id| id.to_string()),
@@ -445,6 +450,31 @@ pub(super) async fn list(parts: &Parts, head: &request::Parts) -> Outcome {
             .insert(header::LINK, link(head, next));
     }
     Ok(response)
+}
+
+/// What the workers say of those that run: one question a worker, whatever their number, and one fixed wait.
+async fn add_lives(parts: &Parts, jobs: &mut [JobView]) -> Result<(), Box<Refusal>> {
+    let runs = |job: &JobView| matches!(job.state, JobState::Running | JobState::Cancelling);
+    let running: Vec<JobId> = jobs
+        .iter()
+        .filter(|job| runs(job))
+        .map(|job| job.id)
+        .collect();
+    let (reply, lives) = oneshot::channel();
+    parts.dispatch.ask(Ask::Lives {
+        jobs: running,
+        reply,
+    });
+    let lives: HashMap<JobId, LiveStatus> = asked(lives).await?.into_iter().collect();
+    for job in jobs {
+        job.live = Some(
+            lives
+                .get(&job.id)
+                .filter(|_| runs(job))
+                .map(query::live_view),
+        );
+    }
+    Ok(())
 }
 
 /// RFC 8288: the same question from where this page ended.

@@ -2,9 +2,10 @@
 //!
 //! Plain text is the very bytes, with ranges; ndjson and server-sent events carry pieces with their stream, place and
 //! time. Pages are fetched from the output thread only as the client takes them in: between the two lies one page, so
-//! that a slow reader costs one page and nobody's time. Output that a report counted and that has not arrived is waited
-//! for a little (semantics 26) and then said to be missing; output that was not kept is said to be cut. An answer that
-//! cannot be finished is broken off visibly.
+//! that a slow reader costs one page and nobody's time. What it was too slow for, or what was never kept, is said where it
+//! is missing (`resync`). Output that a report counted and that has not arrived is waited for a little (semantics 26) and
+//! then said to be missing; output that was not kept is said to be cut. An answer that cannot be finished, or that has
+//! no place to say what is missing, is broken off visibly.
 //!
 //! Not here: segments and offsets on disk (`output`).
 
@@ -16,7 +17,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use hostler_wire::api::{LogEnd, LogPiece, Timestamp};
+use hostler_wire::api::{LogEnd, LogPiece, LogResync, Timestamp};
 use hostler_wire::frame::{LogsMode, Stream, Work};
 use hostler_wire::{JobId, Usage};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -150,6 +151,9 @@ pub(super) async fn read(
         selection,
         attempt: glance.attempt,
         at: start,
+        offsets: if start == 0 { [Some(0); 2] } else { [None; 2] },
+        told: glance.cut,
+        untold: 0,
         left: (!follow).then(|| length.unwrap_or_else(|| glance.stored.saturating_sub(start))),
         form,
         to: tx,
@@ -349,6 +353,7 @@ impl Selection {
             from,
             max,
             wait,
+            newer: None,
         }
     }
 
@@ -360,25 +365,6 @@ impl Selection {
             Some(Stream::Stderr) => usage.stderr_bytes,
         }
     }
-}
-
-/// The places of a page's pieces, each as the position behind it: in one stream its own offsets, which go on over a gap;
-/// in both together what is stored, which has none.
-fn places(page: &Page, stream: Option<Stream>) -> impl Iterator<Item = (&Piece, u64)> {
-    let mut left: u64 = page
-        .pieces
-        .iter()
-        .map(|piece| piece.data.len() as u64)
-        .sum();
-    page.pieces.iter().map(move |piece| {
-        let length = piece.data.len() as u64;
-        left -= length;
-        let behind = match stream {
-            Some(_) => piece.offset.saturating_add(length),
-            None => page.next.saturating_sub(left),
-        };
-        (piece, behind)
-    })
 }
 
 /// Where the last lines begin. Looks at the end first, and further back as long as there are too few lines.
@@ -404,15 +390,14 @@ async fn tail_start(
         let mut at = from;
         loop {
             let page = page(parts, selection, at, PAGE_BYTES, false).await?;
-            for (piece, behind) in places(&page, selection.stream) {
-                let begin = behind.saturating_sub(piece.data.len() as u64);
+            for piece in &page.pieces {
                 for (n, _) in piece
                     .data
                     .iter()
                     .enumerate()
                     .filter(|(_, byte)| **byte == b'\n')
                 {
-                    starts.push_back(begin + n as u64 + 1);
+                    starts.push_back(piece.at + n as u64 + 1);
                     // One more than wanted: the last may turn out to be the end.
                     if starts.len() > lines + 1 {
                         starts.pop_front();
@@ -448,10 +433,8 @@ async fn since_start(
     let mut at = 0;
     loop {
         let page = page(parts, selection, at, PAGE_BYTES, false).await?;
-        for (piece, behind) in places(&page, selection.stream) {
-            if piece.at_ms >= since.millis() {
-                return Ok(behind.saturating_sub(piece.data.len() as u64));
-            }
+        if let Some(first) = page.pieces.iter().find(|it| it.at_ms >= since.millis()) {
+            return Ok(first.at);
         }
         if page.pieces.is_empty() || page.next <= at {
             return Ok(at);
@@ -549,6 +532,11 @@ struct Feed {
     attempt: u16,
     /// Where the next page begins.
     at: u64,
+    /// Where each stream goes on, as far as that is known: a piece that begins later has a gap before it.
+    offsets: [Option<u64>; 2],
+    /// Bytes that the head said are missing, and that were not come to yet; and those passed over beyond them.
+    told: u64,
+    untold: u64,
     /// Bytes still to be told, if not all that comes.
     left: Option<u64>,
     form: Form,
@@ -574,8 +562,16 @@ impl Feed {
             drop(self.end(known, missing).await);
         }
         if told.is_ok() {
-            drop(self.send(Bytes::new()).await);
+            drop(self.finish().await);
         }
+    }
+
+    /// The end of the answer, unless that would make it look whole though more is missing than was said.
+    async fn finish(&self) -> Result<(), Gone> {
+        if self.form == Form::Text && self.untold > 0 {
+            return self.break_off("resync").await;
+        }
+        self.send(Bytes::new()).await
     }
 
     async fn tell_stored(&mut self) -> Result<(), Gone> {
@@ -684,7 +680,7 @@ impl Feed {
             // Plain text has no place to say it: it must not look whole.
             return self.break_off("incomplete").await;
         }
-        self.send(Bytes::new()).await
+        self.finish().await
     }
 
     /// All that is stored, of this attempt and of those after it.
@@ -721,6 +717,7 @@ impl Feed {
         }
         self.attempt = next;
         self.at = 0;
+        self.offsets = [Some(0); 2];
         self.cut = 0;
         Ok(true)
     }
@@ -742,10 +739,11 @@ impl Feed {
 
     /// The next thing worth waking for.
     async fn happens(&self, end: &mut oneshot::Receiver<Option<Ended>>) -> Happened {
-        let read = self
-            .parts
-            .output
-            .read(self.current().read(self.at, PAGE_BYTES, true));
+        let read = Read {
+            newer: (self.selection.attempt.is_none() && self.attempt > 0).then_some(self.attempt),
+            ..self.current().read(self.at, PAGE_BYTES, true)
+        };
+        let read = self.parts.output.read(read);
         let tick: Sleep = tokio::time::sleep(TICK);
         let (mut read, mut gone, mut tick) = (pin!(read), pin!(self.to.closed()), pin!(tick));
         let mut end = pin!(end);
@@ -788,13 +786,20 @@ impl Feed {
     async fn pieces(&mut self, page: Page) -> Result<(), Gone> {
         self.cut = page.cut;
         let mut text = BytesMut::new();
-        for (piece, behind) in places(&page, self.selection.stream) {
+        let mut at = self.at;
+        for piece in &page.pieces {
             let mut data = piece.data.clone();
+            let missing = self.missing_before(piece, at);
+            at = piece.at + data.len() as u64;
+            if missing > 0 {
+                self.pass_over(&mut text, piece, missing);
+            }
             if let Some(left) = &mut self.left {
                 data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= data.len() as u64;
             }
             if !data.is_empty() {
+                let behind = piece.at + data.len() as u64;
                 self.write(&mut text, piece, &data, behind);
             }
         }
@@ -805,6 +810,45 @@ impl Feed {
         self.send(text.freeze()).await
     }
 
+    /// Bytes of the piece's stream that are not there between what came before and the piece.
+    fn missing_before(&mut self, piece: &Piece, at: u64) -> u64 {
+        let s = usize::from(piece.stream == Stream::Stderr);
+        let goes_on = piece.offset + piece.data.len() as u64;
+        match self.offsets[s].replace(goes_on) {
+            Some(offset) => piece.offset.saturating_sub(offset),
+            // After a resume the positions of the selection are all there is.
+            None => piece.at.saturating_sub(at),
+        }
+    }
+
+    /// Says that output is missing before this piece.
+    fn pass_over(&mut self, text: &mut BytesMut, piece: &Piece, missing: u64) {
+        let resync = LogResync {
+            attempt: self.attempt,
+            stream: Cow::Borrowed(name_of(piece.stream)),
+            offset: piece.offset,
+            missing_bytes: missing,
+        };
+        match self.form {
+            Form::Text => {
+                let told = missing.min(self.told);
+                self.told -= told;
+                self.untold += missing - told;
+            }
+            Form::Lines => {
+                #[derive(Serialize)]
+                struct Passed<'a> {
+                    resync: LogResync<'a>,
+                }
+                line(text, &Passed { resync });
+            }
+            Form::Events => {
+                text.extend_from_slice(b"event: resync\n");
+                event(text, &resync);
+            }
+        }
+    }
+
     fn write(&self, text: &mut BytesMut, piece: &Piece, data: &Bytes, behind: u64) {
         if self.form == Form::Text {
             return text.extend_from_slice(data);
@@ -812,10 +856,7 @@ impl Feed {
         let utf8 = std::str::from_utf8(data).ok();
         let told = LogPiece {
             t: Timestamp::from_millis(piece.at_ms),
-            stream: Cow::Borrowed(match piece.stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            }),
+            stream: Cow::Borrowed(name_of(piece.stream)),
             attempt: self.attempt,
             offset: piece.offset,
             data: utf8.map(Cow::Borrowed),
@@ -872,6 +913,13 @@ impl Feed {
     }
 }
 
+fn name_of(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "stdout",
+        Stream::Stderr => "stderr",
+    }
+}
+
 type Ended = (hostler_wire::JobState, hostler_wire::Reason);
 
 fn line<T: Serialize>(text: &mut BytesMut, value: &T) {
@@ -921,25 +969,6 @@ mod tests {
             );
         }
         assert_eq!(part("bytes=0-", 0), Err(Code::RangeNotSatisfiable));
-    }
-
-    #[test]
-    fn places_go_on_over_a_gap_in_one_stream_and_count_what_is_stored_in_both() {
-        let piece = |offset, data: &'static [u8]| Piece {
-            stream: Stream::Stdout,
-            offset,
-            at_ms: 0,
-            data: Bytes::from_static(data),
-        };
-        let page = |next| Page {
-            pieces: vec![piece(0, b"head"), piece(100, b"tail!")],
-            next,
-            ..Page::default()
-        };
-        let ends =
-            |page: &Page, stream| places(page, stream).map(|(_, end)| end).collect::<Vec<_>>();
-        assert_eq!(ends(&page(105), Some(Stream::Stdout)), [4, 105]);
-        assert_eq!(ends(&page(9), None), [4, 9]);
     }
 
     #[test]

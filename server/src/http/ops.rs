@@ -1,20 +1,25 @@
 //! What people and machines that look after the server ask for.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use hostler_wire::api::{Health, Stats, Version, WorkerList, WorkerView};
+use hostler_engine::QueueView;
+use hostler_wire::api::{
+    Done, Health, QueueList, QueueStats, Stats, Version, WorkerList, WorkerView,
+};
 use hyper::Response;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::dispatch::Ask;
+use crate::dispatch::{Ask, Glance};
 use crate::http::body::Body;
 use crate::http::params::Params;
 use crate::http::problem::{Code, Refusal};
 use crate::http::{Parts, asked};
+use crate::store::seam::Lookup;
 
 /// `GET /workers`: those that are connected, and those whose grace runs.
 pub(super) async fn workers(
@@ -31,17 +36,17 @@ pub(super) async fn workers(
     Ok(json(&WorkerList { workers }))
 }
 
-/// `GET /stats`: live jobs by state, slots.
+/// `GET /stats`: live jobs by state, slots, the oldest wait, what was done since the start.
 pub(super) async fn stats(
     parts: &Parts,
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
     Params::parse(head.uri.query(), &[])?;
-    let (reply, counts) = oneshot::channel();
-    parts.dispatch.ask(Ask::Counts { reply });
-    let workers = ask_workers(parts);
-    let (counts, workers) = (asked(counts).await?, asked(workers).await?);
+    let (glance, workers) = (ask_glance(parts), ask_workers(parts));
+    let (glance, workers) = (asked(glance).await?, asked(workers).await?);
     let connected = || workers.iter().filter(|worker| worker.connected);
+    let waits = waits(parts, &glance.queues).await?;
+    let (counts, done) = (&glance.counts, &parts.counters);
     Ok(json(&Stats {
         scheduled: counts.scheduled,
         queued: counts.queued,
@@ -49,8 +54,78 @@ pub(super) async fn stats(
         cancelling: counts.cancelling,
         workers: connected().count() as u64,
         slots: connected().map(|worker| u64::from(worker.slots)).sum(),
+        held: workers.iter().map(|worker| u64::from(worker.held)).sum(),
+        oldest_wait_ms: waits.into_iter().flatten().max(),
+        since_start: Done {
+            submitted: done.submitted.value(),
+            succeeded: done.succeeded.value(),
+            failed: done.failed.value(),
+            cancelled: done.cancelled.value(),
+            expired: done.expired.value(),
+            skipped: done.skipped.value(),
+            attempts: done.attempts.value(),
+            probes: glance.probes,
+        },
     }))
 }
+
+/// `GET /queues`: those with jobs, and those that somebody serves.
+pub(super) async fn queues(
+    parts: &Parts,
+    head: &request::Parts,
+) -> Result<Response<Body>, Box<Refusal>> {
+    Params::parse(head.uri.query(), &[])?;
+    let (glance, workers) = (ask_glance(parts), ask_workers(parts));
+    let (glance, workers) = (asked(glance).await?, asked(workers).await?);
+    let waits = waits(parts, &glance.queues).await?;
+    let mut queues: BTreeMap<String, QueueStats> = BTreeMap::new();
+    for (queue, wait) in glance.queues.iter().zip(waits) {
+        let stats = QueueStats {
+            name: queue.name.to_string(),
+            queued: queue.queued,
+            running: queue.held,
+            oldest_wait_ms: wait,
+            ..QueueStats::default()
+        };
+        queues.insert(stats.name.clone(), stats);
+    }
+    for worker in workers.iter().filter(|worker| worker.connected) {
+        for name in &worker.queues {
+            let stats = queues.entry(name.clone()).or_default();
+            stats.name.clone_from(name);
+            stats.workers += 1;
+            stats.slots += u64::from(worker.slots);
+        }
+    }
+    let queues = queues.into_values().collect();
+    Ok(json(&QueueList { queues }))
+}
+
+/// How long the first job of each queue has been waiting; the store knows when it came. Of very many queues only some are
+/// looked up.
+async fn waits(parts: &Parts, queues: &[QueueView]) -> Result<Vec<Option<u64>>, Box<Refusal>> {
+    let now = parts.clock.wall();
+    let mut waits = Vec::with_capacity(queues.len());
+    for (n, queue) in queues.iter().enumerate() {
+        let job = queue.oldest.filter(|_| n < DATED_QUEUES_MAX);
+        let found = match job {
+            Some(job) => Some(asked(parts.reader.job(job)).await??),
+            None => None,
+        };
+        waits.push(match found {
+            Some(Lookup::Found(record)) => {
+                let tried = record.attempts.last().map(|last| last.finished);
+                let since = tried.max(record.due).max(Some(record.created));
+                since.map(|since| now.millis().saturating_sub(since.millis()))
+            }
+            Some(Lookup::Never | Lookup::Purged) | None => None,
+        });
+    }
+    Ok(waits)
+}
+
+/// Queues whose oldest wait is looked up for one answer.
+const DATED_QUEUES_MAX: usize = 256;
 
 /// `GET /healthz`: the loop that answers is alive.
 pub(super) fn healthz() -> Result<Response<Body>, Box<Refusal>> {
@@ -59,9 +134,10 @@ pub(super) fn healthz() -> Result<Response<Body>, Box<Refusal>> {
     }))
 }
 
-/// `GET /readyz`: jobs can be submitted.
+/// `GET /readyz`: jobs can be submitted, and what they print can be kept.
 pub(super) fn readyz(parts: &Parts) -> Result<Response<Body>, Box<Refusal>> {
-    match parts.health.trouble() {
+    let trouble = parts.health.trouble();
+    match trouble.or_else(|| parts.output.status().trouble()) {
         None => Ok(json(&Health {
             status: Cow::Borrowed("ready"),
         })),
@@ -92,6 +168,12 @@ pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
         HeaderValue::from_static("application/json"),
     );
     response
+}
+
+fn ask_glance(parts: &Parts) -> oneshot::Receiver<Glance> {
+    let (reply, glance) = oneshot::channel();
+    parts.dispatch.ask(Ask::Glance { reply });
+    glance
 }
 
 fn ask_workers(parts: &Parts) -> oneshot::Receiver<Vec<crate::dispatch::WorkerStatus>> {

@@ -141,6 +141,7 @@ fn is_failure(reason: Reason) -> bool {
         Reason::ExitCode
             | Reason::Signal
             | Reason::Timeout
+            | Reason::Stalled
             | Reason::SpawnFailed
             | Reason::HandlerError
             | Reason::NoSuchHandler
@@ -191,6 +192,7 @@ fn describe(view: &mut JobView, record: &Record) {
         }
     };
     view.timeout_ms = work.timeout_ms;
+    view.stall_ms = work.stall_ms;
     match work.task {
         Task::Command(command) => {
             view.command = Some(command.argv);
@@ -205,7 +207,7 @@ fn describe(view: &mut JobView, record: &Record) {
     }
 }
 
-fn live_view(live: &LiveStatus) -> Live {
+pub(super) fn live_view(live: &LiveStatus) -> Live {
     match live {
         LiveStatus::Seen { probed_us, live } => Live::Yes {
             probed_ms: *probed_us as f64 / 1_000.0,
@@ -216,6 +218,8 @@ fn live_view(live: &LiveStatus) -> Live {
             rss_bytes: live.rss_bytes,
             stdout_bytes: live.stdout_bytes,
             stderr_bytes: live.stderr_bytes,
+            quiet_ms: live.quiet_ms,
+            output_age_ms: live.output_age_ms,
             progress: live.progress,
             note: words(&live.note),
         },
@@ -260,6 +264,7 @@ fn tail(detail: &Detail) -> Option<String> {
 
 fn usage(usage: &Usage) -> UsageView {
     UsageView {
+        wall_ms: usage.wall_ms,
         user_ms: usage.user_ms,
         system_ms: usage.system_ms,
         peak_rss_bytes: usage.peak_rss_bytes,

@@ -15,6 +15,7 @@ use hostler_wire::frame::Frame;
 use hostler_wire::handshake::ServerHandshake;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use socket2::SockRef;
 
 use crate::output::PipeId;
 
@@ -98,6 +99,14 @@ impl Conn {
     pub(super) fn deregister(&mut self, registry: &Registry) {
         // It goes away with the socket in any case.
         drop(registry.deregister(&mut self.stream));
+    }
+
+    /// What the system keeps for us unread: several mebibytes, unless it is told otherwise. A quiet job's output would
+    /// wait behind all of that.
+    pub(super) fn bound_unread(&self, bytes: usize) {
+        if let Err(error) = SockRef::from(&self.stream).set_recv_buffer_size(bytes) {
+            tracing::debug!(%error, "a receive buffer keeps its size");
+        }
     }
 
     /// Reads once, into the decoder unless nobody listens any more.

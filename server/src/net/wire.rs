@@ -40,6 +40,8 @@ const PIPE_TURN_BYTES: usize = 256 << 10;
 const ACCEPTS_MAX: usize = 64;
 /// Most posts handled in one turn.
 const POSTS_MAX: usize = 4_096;
+/// Asked of the system for what a pipe's peer has sent and we have not read.
+const PIPE_UNREAD_BYTES: usize = 1 << 20;
 /// Largest body of a pipe's frame: a chunk and its head.
 const PIPE_FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + 1_024;
 /// Most bytes of all unfinished handshakes together: many logins of full size, but no flood of them.
@@ -378,6 +380,9 @@ impl Wire {
         conn.phase = phase;
         conn.heard = now;
         conn.decoder.accept_up_to(frame_bytes_max);
+        if role == Role::Output {
+            conn.bound_unread(PIPE_UNREAD_BYTES);
+        }
         self.send(
             place,
             &Frame::Welcome(Welcome {

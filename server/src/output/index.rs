@@ -21,7 +21,7 @@ use hostler_wire::frame::OutputEnd;
 
 use super::log::{Extent, Rules};
 use super::record::{Key, limit_from_number, limit_to_number, u32_at, u64_at};
-use super::segment::sync_dir;
+use super::segment::{sync_dir, sync_file};
 
 /// Most stretches of job ids kept in memory for a segment.
 const RANGES_MAX: usize = 32;
@@ -61,6 +61,8 @@ pub(super) struct Sealed {
     pub bytes: u64,
     /// Of these, bytes of output still wanted. What died before the last start is counted as live.
     pub live_bytes: u64,
+    /// Jobs that had ended well were taken out of it for its age.
+    pub trimmed: bool,
     path: PathBuf,
     entries: u32,
     entries_at: u64,
@@ -69,14 +71,16 @@ pub(super) struct Sealed {
 }
 
 impl Sealed {
-    /// Writes the index durably. `entries` are sorted by key.
+    /// Writes the index durably. `entries` are sorted by key. `segment` is called when the index is on disk and before it
+    /// takes its place.
     pub(super) fn write(
         dir: &Path,
         number: u32,
         entries: &[Entry],
-        sealed_ms: u64,
+        (sealed_ms, trimmed): (u64, bool),
         segment_bytes: u64,
         live_bytes: u64,
+        segment: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Self> {
         debug_assert!(entries.windows(2).all(|pair| pair[0].key < pair[1].key));
         let ranges = ranges_of(entries);
@@ -91,6 +95,7 @@ impl Sealed {
         bytes.extend_from_slice(&sealed_ms.to_le_bytes());
         bytes.extend_from_slice(&segment_bytes.to_le_bytes());
         bytes.extend_from_slice(&live_bytes.to_le_bytes());
+        bytes.extend_from_slice(&u32::from(trimmed).to_le_bytes());
         bytes.resize(HEADER_BYTES, 0); // the last four are the checksum
         for (low, high) in &ranges {
             bytes.extend_from_slice(&low.to_le_bytes());
@@ -110,7 +115,8 @@ impl Sealed {
         let path = path_of(dir, number);
         let temporary = path.with_extension("tmp");
         let written = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_data()))
+            .and_then(|mut file| file.write_all(&bytes).and_then(|()| sync_file(&file)))
+            .and_then(|()| segment())
             .and_then(|()| std::fs::rename(&temporary, &path))
             .and_then(|()| sync_dir(dir));
         if let Err(error) = written {
@@ -122,6 +128,7 @@ impl Sealed {
             sealed_ms,
             bytes: segment_bytes,
             live_bytes,
+            trimmed,
             path,
             entries: count(entries.len())?,
             entries_at: (HEADER_BYTES + ranges.len() * 16) as u64,
@@ -167,6 +174,7 @@ impl Sealed {
             sealed_ms: u64_at(&bytes, 24),
             bytes: u64_at(&bytes, 32),
             live_bytes: u64_at(&bytes, 40),
+            trimmed: u32_at(&bytes, 48) != 0,
             path,
             entries,
             entries_at,
@@ -180,6 +188,11 @@ impl Sealed {
         self.ranges
             .get(place)
             .is_some_and(|(low, _)| *low <= job.raw())
+    }
+
+    /// The highest job it has anything of.
+    pub(super) fn top(&self) -> u64 {
+        self.ranges.last().map_or(0, |(_, high)| *high)
     }
 
     /// All it has of a job, by key. An error of kind `InvalidData` names damage.
@@ -206,6 +219,23 @@ impl Sealed {
             found.push(self.read_entry(&file, &bytes)?);
         }
         Ok(found)
+    }
+
+    /// All it has, by key.
+    pub(super) fn entries(&self) -> io::Result<Vec<Entry>> {
+        let file = File::open(&self.path)?;
+        let entry = |place| self.read_entry(&file, &self.entry_bytes(&file, place)?);
+        (0..self.entries).map(entry).collect()
+    }
+
+    /// Everything it has, entry by entry; an error is of that entry alone.
+    pub(super) fn each(&self, mut entry: impl FnMut(io::Result<Entry>)) -> io::Result<()> {
+        let file = File::open(&self.path)?;
+        for place in 0..self.entries {
+            let bytes = self.entry_bytes(&file, place);
+            entry(bytes.and_then(|bytes| self.read_entry(&file, &bytes)));
+        }
+        Ok(())
     }
 
     fn entry_bytes(&self, file: &File, place: u32) -> io::Result<[u8; ENTRY_BYTES]> {
@@ -413,7 +443,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let jobs: Vec<u64> = (1..200).map(|n| n * n).collect();
         let entries: Vec<Entry> = jobs.iter().map(|job| entry(*job)).collect();
-        Sealed::write(dir.path(), 1, &entries, 5, 1_000, 900).unwrap();
+        Sealed::write(dir.path(), 1, &entries, (5, true), 1_000, 900, || Ok(())).unwrap();
         let sealed = Sealed::open(dir.path(), 1).unwrap().unwrap();
         for job in 1..40_000 {
             let found = sealed.find(JobId::new(job).unwrap()).unwrap();
@@ -429,7 +459,16 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_named_or_the_index_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
-        Sealed::write(dir.path(), 1, &[entry(3), entry(9)], 5, 1_000, 900).unwrap();
+        Sealed::write(
+            dir.path(),
+            1,
+            &[entry(3), entry(9)],
+            (5, false),
+            1_000,
+            900,
+            || Ok(()),
+        )
+        .unwrap();
         let path = path_of(dir.path(), 1);
         let good = std::fs::read(&path).unwrap();
         for bit in 0..good.len() * 8 {

@@ -246,6 +246,20 @@ impl Log {
         });
     }
 
+    /// Its extents there have been rewritten.
+    pub(super) fn replace_segment(&mut self, segment: u32, extents: &[Extent]) {
+        let Some(place) = self.extents.iter().position(|it| it.segment == segment) else {
+            return;
+        };
+        self.forget_segment(segment);
+        for extent in extents {
+            for (s, kept) in self.kept.iter_mut().enumerate() {
+                *kept += extent.stream_bytes(s);
+            }
+        }
+        self.extents.splice(place..place, extents.iter().copied());
+    }
+
     /// Bytes of a stream that the job wrote and that are not kept: lost to the limit, to the worker's spool, or to age.
     pub(super) fn cut(&self, stream: Stream) -> u64 {
         let s = index_of(stream);

@@ -160,6 +160,7 @@ impl Reader {
         self.page.pieces.push(Piece {
             stream,
             offset: head.offset + skip,
+            at: begin + skip,
             at_ms: head.at_ms,
             data: Bytes::copy_from_slice(&data[range]),
         });

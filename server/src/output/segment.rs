@@ -20,6 +20,9 @@ pub(super) const SEGMENT_HEADER_BYTES: u32 = 40;
 /// No segment of ours is larger: a batch is written only into one below its usual size.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const MAGIC: &[u8; 8] = b"HOSTSEG1";
+const SPACE_BYTES: usize = 1 << 20;
+/// What is gathered before it is written to a segment's successor.
+const REWRITE_BUFFER_BYTES: usize = 1 << 20;
 
 /// The segment that is written to.
 #[derive(Debug)]
@@ -49,16 +52,7 @@ pub(super) struct Scan {
 impl Segment {
     /// Makes the next segment.
     pub(super) fn create(dir: &Path, number: u32, now_ms: u64) -> io::Result<Self> {
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
-        let mut header = [0; SEGMENT_HEADER_BYTES as usize];
-        header[0..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&number.to_le_bytes());
-        header[12..28].copy_from_slice(&nonce);
-        header[28..36].copy_from_slice(&now_ms.to_le_bytes());
-        let crc = crc32fast::hash(&header[..36]);
-        header[36..40].copy_from_slice(&crc.to_le_bytes());
-
+        let (header, nonce) = new_header(number, now_ms)?;
         let path = path_of(dir, number);
         let file = OpenOptions::new()
             .read(true)
@@ -67,7 +61,7 @@ impl Segment {
             .open(&path)?;
         let made = file
             .write_all_at(&header, 0)
-            .and_then(|()| file.sync_data())
+            .and_then(|()| sync_file(&file))
             .and_then(|()| sync_dir(dir));
         if let Err(error) = made {
             drop(std::fs::remove_file(&path));
@@ -86,10 +80,16 @@ impl Segment {
 
     /// Opens one that is there; none if it has no valid header.
     pub(super) fn open(dir: &Path, number: u32) -> io::Result<Option<Self>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path_of(dir, number))?;
+        Self::open_with(OpenOptions::new().read(true).write(true), dir, number)
+    }
+
+    /// The same for somebody who only reads.
+    pub(super) fn look(dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        Self::open_with(OpenOptions::new().read(true), dir, number)
+    }
+
+    fn open_with(options: &OpenOptions, dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        let file = options.open(path_of(dir, number))?;
         let bytes = file.metadata()?.len();
         if bytes < u64::from(SEGMENT_HEADER_BYTES) || bytes > SEGMENT_BYTES_MAX {
             return Ok(None);
@@ -141,10 +141,15 @@ impl Segment {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.file.write_all_at(batch, u64::from(self.length))?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         self.length += u32::try_from(batch.len()).map_err(io::Error::other)?;
         self.synced = self.length;
         Ok(())
+    }
+
+    /// Syncs what a server that was killed may have written and not synced: it counts as stored from now on.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        sync_file(&self.file)
     }
 
     /// Cuts off what was not synced.
@@ -155,7 +160,7 @@ impl Segment {
     /// Cuts the file at a place.
     pub(super) fn truncate(&mut self, length: u32) -> io::Result<()> {
         self.file.set_len(u64::from(length))?;
-        self.file.sync_data()?;
+        sync_file(&self.file)?;
         self.length = length;
         self.synced = length;
         Ok(())
@@ -211,6 +216,100 @@ impl Segment {
     }
 }
 
+fn new_header(
+    number: u32,
+    created_ms: u64,
+) -> io::Result<([u8; SEGMENT_HEADER_BYTES as usize], [u8; 16])> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    let mut header = [0; SEGMENT_HEADER_BYTES as usize];
+    header[0..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&number.to_le_bytes());
+    header[12..28].copy_from_slice(&nonce);
+    header[28..36].copy_from_slice(&created_ms.to_le_bytes());
+    let crc = crc32fast::hash(&header[..36]);
+    header[36..40].copy_from_slice(&crc.to_le_bytes());
+    Ok((header, nonce))
+}
+
+/// A segment's successor of the same number while it is written.
+#[derive(Debug)]
+pub(super) struct Rewrite {
+    number: u32,
+    nonce: [u8; 16],
+    file: File,
+    path: PathBuf,
+    dir: PathBuf,
+    buffer: BytesMut,
+    /// Where the next record will stand.
+    length: u32,
+    /// Bytes that are in the file.
+    written: u64,
+}
+
+impl Rewrite {
+    pub(super) fn create(dir: &Path, number: u32, created_ms: u64) -> io::Result<Self> {
+        let (header, nonce) = new_header(number, created_ms)?;
+        let path = path_of(dir, number).with_extension("new");
+        let file = File::create(&path)?;
+        Ok(Self {
+            number,
+            nonce,
+            file,
+            path,
+            dir: dir.to_path_buf(),
+            buffer: BytesMut::from(&header[..]),
+            length: SEGMENT_HEADER_BYTES,
+            written: 0,
+        })
+    }
+
+    /// Appends a record; gives back where it stands, and how it reads there.
+    pub(super) fn push(&mut self, head: Head, data: &[u8]) -> io::Result<(Place, Head)> {
+        let place = Place {
+            segment: self.number,
+            at: self.length,
+        };
+        let at = self.buffer.len();
+        self.length += head.write(place, data, &mut self.buffer);
+        let head = Head::read(place, &self.buffer[at..]).expect("just written");
+        if self.buffer.len() >= REWRITE_BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok((place, head))
+    }
+
+    /// All of it is on disk, under a name of its own. Returns its size.
+    pub(super) fn complete(&mut self) -> io::Result<u64> {
+        // What is damaged in it from here on had been synced.
+        let nonce = self.nonce;
+        self.push(Head::new(Kind::Mark, Key::default(), 0, 0, 0), &nonce)?;
+        self.flush()?;
+        sync_file(&self.file)?;
+        Ok(self.written)
+    }
+
+    /// It is the segment from now on.
+    pub(super) fn take_place(&self) -> io::Result<()> {
+        std::fs::rename(&self.path, path_of(&self.dir, self.number))?;
+        sync_dir(&self.dir)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Rewrite {
+    /// Unless it took its place there is a file to be removed; at the latest the next start does that.
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
 /// The file of a segment.
 pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{number:08}.seg"))
@@ -218,7 +317,27 @@ pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
 
 /// Makes names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    File::open(dir)?.sync_all()?;
+    #[cfg(test)]
+    super::shadow::dir_synced(dir);
+    Ok(())
+}
+
+/// Makes what is in a file durable.
+pub(super) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    #[cfg(test)]
+    super::shadow::file_synced(file);
+    Ok(())
+}
+
+/// Writes, syncs and removes a file of the size of a few chunks.
+pub(super) fn try_space(dir: &Path) -> io::Result<()> {
+    let path = dir.join("space.tmp");
+    let tried = std::fs::write(&path, vec![0; SPACE_BYTES])
+        .and_then(|()| File::options().write(true).open(&path)?.sync_data());
+    let removed = std::fs::remove_file(&path);
+    tried.and(removed)
 }
 
 /// When a segment was made, wall milliseconds, if its header can be read.

@@ -3,7 +3,8 @@
 //! Pieces go to a batch in memory, [`Segments::commit`] appends and syncs it. Attempts that have something in the
 //! segment being written are known in memory; of older ones the indexes know. A full segment is sealed: it gets its
 //! index, and ended or idle attempts are forgotten here. A sealed segment goes as a whole, when all in it is dead
-//! (purged, or the cut middle of too long an output), or when it is too old, or when there is too much.
+//! (purged, or the cut middle of too long an output), or when it is too old, or when there is too much. When most of it is
+//! dead, or its jobs that ended well have had their time, it is rewritten (`compact`).
 //!
 //! This is the seam of output storage: another kind of it has the same functions. Which kind keeps an attempt's output
 //! is a number stored with the attempt ([`super::LOCAL_SEGMENTS`] for this one).
@@ -15,6 +16,8 @@
 //! served. What died in a segment before the last start is not remembered as dead: its space comes back by age.
 //!
 //! Not here: pages (`page`), pipes and readers (`thread`).
+
+mod compact;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +40,7 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
 use super::{AttemptOutput, LIMIT_BYTES_MIN, Options, Page, Read, ReadError, page};
 
 /// Most attempts in one segment: what is known of them in memory until it is sealed.
-const SEGMENT_ATTEMPTS_MAX: usize = 65_536;
+const SEGMENT_ATTEMPTS_MAX: usize = 16_384;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(super) struct Segments {
     options: Options,
     keep: Keep,
     sealed: Vec<Sealed>,
+    /// No sealed segment has anything of a job above this: new jobs are not looked for in any.
+    sealed_top: u64,
     active: Segment,
     batch: BytesMut,
     /// Complete: an attempt that is here is here with all its extents.
@@ -81,6 +86,7 @@ impl Segments {
         let mut this = Self {
             keep: Keep::new(options.output_bytes_max),
             sealed: Vec::new(),
+            sealed_top: 0,
             active,
             batch: BytesMut::new(),
             logs: BTreeMap::new(),
@@ -99,13 +105,17 @@ impl Segments {
     }
 
     fn load(&mut self, number: u32, last: bool, now_ms: u64) -> io::Result<()> {
-        if let Some(sealed) = Sealed::open(&self.options.dir, number)? {
+        let path = segment::path_of(&self.options.dir, number);
+        // An index of another length is of the segment before it was rewritten.
+        let bytes = path.metadata()?.len();
+        let sealed = Sealed::open(&self.options.dir, number)?;
+        if let Some(sealed) = sealed.filter(|sealed| sealed.bytes == bytes) {
+            self.sealed_top = self.sealed_top.max(sealed.top());
             self.sealed.push(sealed);
             return Ok(());
         }
         let Some(mut segment) = Segment::open(&self.options.dir, number)? else {
-            let path = segment::path_of(&self.options.dir, number);
-            if path.metadata()?.len() <= u64::from(SEGMENT_HEADER_BYTES) {
+            if bytes <= u64::from(SEGMENT_HEADER_BYTES) {
                 return std::fs::remove_file(path); // its making was cut short: it held nothing
             }
             self.note_damage(format!("{}: the header is not valid", path.display()));
@@ -133,6 +143,8 @@ impl Segments {
                 "cut off the unsynced end of the output"
             );
             segment.truncate(scan.good)?;
+        } else {
+            segment.settle()?;
         }
         for (from, to) in &scan.damage {
             let path = path.display();
@@ -330,6 +342,11 @@ impl Segments {
         self.broken
     }
 
+    /// Whether the disk takes something again, asked while nobody sends any output that would show it.
+    pub(super) fn try_space(&self) -> io::Result<()> {
+        segment::try_space(&self.options.dir)
+    }
+
     fn overgrown(&self) -> bool {
         u64::from(self.active.length()) >= 2 * self.options.segment_bytes
     }
@@ -389,11 +406,9 @@ impl Segments {
     /// Whether a job's output was purged.
     pub(super) fn is_purged(&self, job: JobId) -> bool {
         self.purged.contains(&job.raw())
-            || self.sealed.iter().any(|sealed| {
-                sealed.may_have(job)
-                    && sealed
-                        .find(job)
-                        .is_ok_and(|found| found.iter().any(Entry::is_purge))
+            || self.sealed_for(job).any(|sealed| {
+                let found = sealed.find(job);
+                found.is_ok_and(|found| found.iter().any(Entry::is_purge))
             })
     }
 
@@ -431,11 +446,18 @@ impl Segments {
             .collect())
     }
 
-    /// Deletes the oldest segment if it is too old, or if there is too much; says whether it did.
+    fn sealed_bytes(&self) -> u64 {
+        self.sealed.iter().map(|sealed| sealed.bytes).sum()
+    }
+
+    /// Deletes the oldest segment if it is too old, or if there is too much; says whether it did. Jobs that ended well have
+    /// gone from it before, unless output comes faster than that.
     pub(super) fn retire_one(&mut self, now_ms: u64) -> io::Result<bool> {
-        let total: u64 = self.sealed.iter().map(|sealed| sealed.bytes).sum();
-        let too_much = total > self.options.total_bytes_max;
-        let keep_ms = u64::try_from(self.options.keep.as_millis()).unwrap_or(u64::MAX);
+        let total = self.sealed_bytes();
+        let most = self.options.total_bytes_max;
+        let trimmed = self.sealed.iter().all(|sealed| sealed.trimmed);
+        let too_much = total > most && (trimmed || total > most.saturating_add(most / 16));
+        let keep_ms = u64::try_from(self.options.keep_failed.as_millis()).unwrap_or(u64::MAX);
         let open = |number| {
             let mut open = self.logs.values().filter(|log| log.end.is_none());
             open.any(|log| log.extents.iter().any(|extent| extent.segment == number))
@@ -576,13 +598,23 @@ impl Segments {
         Ok(logs)
     }
 
+    /// Sealed segments that may have something of a job.
+    fn sealed_for(&self, job: JobId) -> impl Iterator<Item = &Sealed> {
+        let all = if job.raw() > self.sealed_top {
+            &[]
+        } else {
+            &self.sealed[..]
+        };
+        all.iter().filter(move |sealed| sealed.may_have(job))
+    }
+
     /// What sealed segments have of a job; none if it was purged.
     fn sealed_logs(&self, job: JobId) -> Result<Option<BTreeMap<Key, Log>>, ReadError> {
         if self.purged.contains(&job.raw()) {
             return Ok(None);
         }
         let mut logs: BTreeMap<Key, Log> = BTreeMap::new();
-        for sealed in &self.sealed {
+        for sealed in self.sealed_for(job) {
             for entry in sealed.find(job)? {
                 if entry.is_purge() {
                     return Ok(None);
@@ -694,34 +726,16 @@ impl Segments {
             .collect();
         entries.extend(self.purged.iter().map(|job| purge_of(*job)));
         entries.sort_unstable_by_key(|entry| entry.key);
-        let live = |entry: &Entry| {
-            let extents = entry
-                .extents
-                .iter()
-                .map(|e| u64::from(e.disk_bytes))
-                .sum::<u64>();
-            extents
-                + if entry.end.is_some() {
-                    END_BYTES as u64
-                } else {
-                    0
-                }
-                + if entry.is_purge() {
-                    HEADER_BYTES as u64
-                } else {
-                    0
-                }
-        };
-        let live_bytes = entries.iter().map(live).sum();
-        let bytes = u64::from(self.active.length());
         let sealed = Sealed::write(
             &self.options.dir,
             number,
             &entries,
-            now_ms,
-            bytes,
-            live_bytes,
+            (now_ms, false),
+            u64::from(self.active.length()),
+            live_bytes_of(&entries),
+            || Ok(()),
         )?;
+        self.sealed_top = self.sealed_top.max(sealed.top());
         self.sealed.push(sealed);
         self.active = fresh;
         self.purged.clear();
@@ -763,6 +777,21 @@ fn entry_of(key: Key, log: &Log, segment: u32) -> Entry {
     }
 }
 
+/// What entries stand for in their segment.
+fn live_bytes_of(entries: &[Entry]) -> u64 {
+    let live = |entry: &Entry| {
+        let extents = entry.extents.iter().map(|e| u64::from(e.disk_bytes));
+        let end = entry.end.map_or(0, |_| END_BYTES as u64);
+        let purge = if entry.is_purge() {
+            HEADER_BYTES as u64
+        } else {
+            0
+        };
+        extents.sum::<u64>() + end + purge
+    };
+    entries.iter().map(live).sum()
+}
+
 fn purge_of(job: u64) -> Entry {
     Entry {
         key: Key {
@@ -787,7 +816,7 @@ fn files_of(options: &Options) -> io::Result<(BTreeSet<u32>, BTreeSet<u32>)> {
         match (number, path.extension().and_then(|e| e.to_str())) {
             (Some(number), Some("seg")) => drop(segments.insert(number)),
             (Some(number), Some("idx")) => drop(indexes.insert(number)),
-            (Some(_), Some("tmp")) => std::fs::remove_file(&path)?,
+            (Some(_), Some("tmp" | "new")) => std::fs::remove_file(&path)?,
             _ => {}
         }
     }
@@ -808,7 +837,8 @@ mod tests {
             dir: dir.to_path_buf(),
             output_bytes_max: 1 << 20,
             segment_bytes: 1 << 20,
-            keep: Duration::from_secs(100),
+            keep: Duration::from_secs(10),
+            keep_failed: Duration::from_secs(100),
             total_bytes_max: 1 << 40,
             linger: Duration::from_secs(100),
         }
@@ -844,12 +874,76 @@ mod tests {
             from: 0,
             max: 1 << 20,
             wait: false,
+            newer: None,
         })?;
         Ok(page
             .pieces
             .iter()
             .flat_map(|piece| piece.data.to_vec())
             .collect())
+    }
+
+    /// Whatever was acknowledged is there after a power cut, whichever pieces of the rest are.
+    fn expect_after_power_cuts(dir: &Path, acked: &BTreeMap<u64, u64>, seeds: u64) {
+        for seed in 0..seeds {
+            let left = super::super::shadow::cut_power(dir, seed);
+            let segments = open(left.path());
+            for (job, bytes) in acked {
+                let through = segments.ack(fence(*job)).stdout_through;
+                assert!(
+                    through >= *bytes,
+                    "of {bytes} acknowledged bytes of job {job} {through} are left (seed {seed})"
+                );
+                let text = text(&segments, *job).unwrap();
+                assert!(text.len() as u64 >= *bytes && text.iter().all(|byte| *byte == 7));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_survives_a_power_cut_at_any_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        let mut acked = BTreeMap::new();
+        for turn in 0..60_u64 {
+            let job = 1 + turn % 7;
+            let offset = acked.get(&job).copied().unwrap_or(0);
+            segments.append(&chunk(job, offset, &[7; 50_000]));
+            segments.commit(1).unwrap();
+            acked.insert(job, segments.ack(fence(job)).stdout_through);
+            expect_after_power_cuts(dir.path(), &acked, 2);
+            if turn % 20 == 19 {
+                drop(segments);
+                segments = open(dir.path());
+            }
+        }
+        assert!(segments.sealed.len() >= 2, "no segment was sealed");
+    }
+
+    #[test]
+    fn what_a_killed_server_had_written_and_not_synced_is_synced_before_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.append(&chunk(1, 0, &[7; 900]));
+        segments.commit(1).unwrap();
+        let path = segment::path_of(dir.path(), segments.active.number);
+        let before = std::fs::read(&path).unwrap();
+        segments.append(&chunk(1, 900, &[7; 900]));
+        segments.commit(1).unwrap();
+        drop(segments);
+        // The same bytes once more, as a server leaves them that is killed between its write and its sync.
+        let after = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &before).unwrap();
+        super::super::shadow::file_synced(&File::open(&path).unwrap());
+        std::fs::write(&path, &after).unwrap();
+
+        let mut segments = open(dir.path());
+        // Its worker sends again what was never acknowledged, and it is found to be there already.
+        segments.append(&chunk(1, 900, &[7; 900]));
+        segments.commit(1).unwrap();
+        let through = segments.ack(fence(1)).stdout_through;
+        assert_eq!(through, 1_800);
+        expect_after_power_cuts(dir.path(), &BTreeMap::from([(1, through)]), 20);
     }
 
     /// Three jobs, each with its own sync.
@@ -925,6 +1019,7 @@ mod tests {
             from: 0,
             max: 100,
             wait: false,
+            newer: None,
         };
         let page = segments.read(&read).unwrap();
         assert_eq!(page.next, 10);
@@ -1054,5 +1149,151 @@ mod tests {
         segments.options.total_bytes_max = 100;
         while segments.retire_one(2_000).unwrap() {}
         assert!(segments.sealed.is_empty());
+    }
+
+    /// Sealed segments with one line each of many jobs among the flood of one, whose end is still to come.
+    fn flooded(dir: &Path) -> Segments {
+        let mut options = options(dir);
+        options.output_bytes_max = 100_000;
+        let mut segments = Segments::open(options, 1).unwrap();
+        for n in 0..100 {
+            segments.append(&chunk(1, n * 60_000, &[7; 60_000]));
+            segments.append(&chunk(2 + n, 0, b"a line"));
+            segments.end(&OutputEnd {
+                fence: fence(2 + n),
+                stdout_bytes: 6,
+                stderr_bytes: 0,
+                dropped_bytes: 0,
+            });
+            segments.commit(1_000).unwrap();
+        }
+        assert!(segments.sealed.len() >= 5);
+        segments
+    }
+
+    /// What [`flooded`] leaves to be read.
+    fn expect_flooded(segments: &Segments, lines: impl Fn(u64) -> bool) {
+        for job in 2..102 {
+            let expected: &[u8] = if lines(job) { b"a line" } else { b"" };
+            assert_eq!(text(segments, job).unwrap(), expected, "job {job}");
+        }
+        let flood = text(segments, 1).unwrap();
+        assert!(flood.len() > 80_000 && flood.len() <= 100_000);
+        let cut = segments
+            .read(&Read {
+                job: JobId::MIN,
+                attempt: None,
+                stream: None,
+                from: 0,
+                max: 1,
+                wait: false,
+                newer: None,
+            })
+            .unwrap()
+            .cut;
+        assert_eq!(cut + flood.len() as u64, 6_000_000);
+    }
+
+    #[test]
+    fn of_a_segment_that_is_mostly_dead_what_is_wanted_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = flooded(dir.path());
+        let before = segments.stored_bytes();
+        while segments.compact_one().unwrap().is_some() {}
+        assert!(
+            segments.stored_bytes() < before / 4,
+            "{}",
+            segments.stored_bytes()
+        );
+        expect_flooded(&segments, |_| true);
+        // The flood goes on where it was.
+        segments.append(&chunk(1, 6_000_000, b"more"));
+        segments.commit(1).unwrap();
+        assert!(text(&segments, 1).unwrap().ends_with(b"more"));
+        drop(segments);
+        let mut options = options(dir.path());
+        options.output_bytes_max = 100_000;
+        let segments = Segments::open(options, 1).unwrap();
+        assert!(segments.damage().is_empty());
+        for job in 2..102 {
+            assert_eq!(text(&segments, job).unwrap(), b"a line");
+        }
+        assert!(text(&segments, 1).unwrap().ends_with(b"more"));
+    }
+
+    #[test]
+    fn a_rewritten_segment_whose_index_is_lost_or_older_is_read_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = flooded(dir.path());
+        let index = index::path_of(dir.path(), 1);
+        let older = std::fs::read(&index).unwrap();
+        while segments.compact_one().unwrap().is_some() {}
+        drop(segments);
+        std::fs::write(&index, older).unwrap(); // a crash between the two renames
+        std::fs::remove_file(index::path_of(dir.path(), 2)).unwrap();
+        let mut options = options(dir.path());
+        options.output_bytes_max = 100_000;
+        let segments = Segments::open(options, 1).unwrap();
+        assert!(segments.damage().is_empty());
+        expect_flooded(&segments, |_| true);
+    }
+
+    #[test]
+    fn jobs_that_ended_well_go_after_their_time_and_the_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = flooded(dir.path());
+        assert_eq!(segments.overdue(10_999), None);
+        let failed = |job: u64| job.is_multiple_of(10);
+        let mut trimmed = BTreeSet::new();
+        while let Some(number) = segments.overdue(11_000) {
+            let jobs = segments.jobs_of(number).unwrap();
+            let jobs = jobs.into_iter().map(JobId::raw);
+            // The first still runs.
+            let unwanted: BTreeSet<u64> = jobs.filter(|job| *job > 1 && !failed(*job)).collect();
+            segments.trim(number, &unwanted).unwrap();
+            trimmed.extend(unwanted);
+        }
+        assert!(trimmed.len() > 60);
+        expect_flooded(&segments, |job| !trimmed.contains(&job));
+        drop(segments);
+        let mut options = options(dir.path());
+        options.output_bytes_max = 100_000;
+        let segments = Segments::open(options, 1).unwrap();
+        expect_flooded(&segments, |job| !trimmed.contains(&job));
+        assert_eq!(segments.overdue(11_000), None, "it knows what it has done");
+    }
+
+    #[test]
+    fn a_purged_job_stays_purged_when_its_segments_are_rewritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = flooded(dir.path());
+        segments.purge(JobId::new(5).unwrap());
+        segments.purge(JobId::new(1).unwrap());
+        segments.commit(1).unwrap();
+        while segments.compact_one().unwrap().is_some() {}
+        for _ in 0..2 {
+            for job in [1, 5] {
+                assert!(segments.is_purged(JobId::new(job).unwrap()));
+                assert!(text(&segments, job).unwrap().is_empty());
+            }
+            assert_eq!(text(&segments, 6).unwrap(), b"a line");
+            segments = open(dir.path());
+        }
+    }
+
+    #[test]
+    fn damage_found_while_rewriting_is_named_and_never_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = flooded(dir.path());
+        // In the line of the second job, the first beside the flood.
+        let path = segment::path_of(dir.path(), 1);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(6).position(|w| w == b"a line").unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        while segments.compact_one().unwrap().is_some() {}
+        assert_eq!(segments.damage().len(), 1);
+        assert_ne!(text(&segments, 2).ok(), Some(b"` line".to_vec()));
+        assert_eq!(text(&segments, 3).unwrap(), b"a line");
     }
 }

@@ -21,12 +21,15 @@ use tokio::sync::oneshot;
 use super::log::index_of;
 use super::record::Key;
 use super::segments::Segments;
-use super::{Answer, Answers, Output, Page, PipeId, Read, ReadError, Status, WAITING_READERS_MAX};
+use super::{
+    Answer, Answers, AskEnds, Output, Page, PipeId, PollEnds, Read, ReadError, Status,
+    WAITING_READERS_MAX,
+};
 use crate::clock::Clock;
 use crate::mailbox::Receiver;
 
-/// Most messages in one turn: at 256 KiB each that is one sync for 16 MiB.
-const MESSAGES_MAX: usize = 64;
+/// Most messages in one turn: at 256 KiB each that is one sync for 4 MiB. Others wait behind it for theirs.
+const MESSAGES_MAX: usize = 16;
 /// How often to look for segments to delete, for readers that gave up, and for a way out of trouble.
 const HOUSEKEEPING: Span = Span::from_millis(1_000);
 
@@ -36,6 +39,13 @@ const LINGERS_MAX: u64 = 30;
 /// Most jobs with such attempts at a time: beyond it the oldest one's go before their time.
 const LINGERING_MAX: usize = 65_536;
 
+/// Segments deleted in one turn of housekeeping, at most.
+const RETIRED_A_TURN: usize = 16;
+/// Bytes copied from segments of which little is wanted in one turn of housekeeping, about.
+const COPIED_A_TURN: u64 = 16 << 20;
+/// Jobs whose ends are asked for at once.
+const JOBS_ASKED_MAX: usize = 4_096;
+
 type Reply = oneshot::Sender<Result<Page, ReadError>>;
 
 /// A reader that waits for something new.
@@ -43,15 +53,29 @@ type Reply = oneshot::Sender<Result<Page, ReadError>>;
 struct Waiter {
     read: Read,
     reply: Reply,
-    /// The attempt it was waiting at; 0 if there was none.
-    attempt: u16,
+}
+
+/// Whom the thread speaks to.
+pub(super) struct Ways {
+    pub answers: Answers,
+    pub ends: AskEnds,
+}
+
+/// A question which jobs of a segment ended well enough for their output to go.
+struct Asking {
+    segment: u32,
+    /// Those not asked for yet.
+    jobs: Vec<JobId>,
+    unwanted: BTreeSet<u64>,
+    poll: PollEnds,
 }
 
 /// See the module's head.
 pub(super) struct Thread {
     pub segments: Segments,
     pub inbox: Receiver<Output>,
-    pub answers: Answers,
+    ways: Ways,
+    asking: Option<Asking>,
     pub clock: Clock,
     pub status: Arc<Status>,
     waiters: BTreeMap<JobId, Vec<Waiter>>,
@@ -83,14 +107,15 @@ impl Thread {
     pub(super) fn new(
         segments: Segments,
         inbox: Receiver<Output>,
-        answers: Answers,
+        ways: Ways,
         clock: Clock,
         status: Arc<Status>,
     ) -> Self {
         Self {
             segments,
             inbox,
-            answers,
+            ways,
+            asking: None,
             clock,
             status,
             waiters: BTreeMap::new(),
@@ -118,6 +143,7 @@ impl Thread {
                     self.take(message);
                 }
                 self.finish_turn();
+                self.keep_house();
             }
             self.keep_house();
         }
@@ -214,7 +240,7 @@ impl Thread {
             self.wake(job);
         }
         if !self.out.is_empty() {
-            (self.answers)(&mut self.out);
+            (self.ways.answers)(&mut self.out);
             self.out.clear();
         }
     }
@@ -321,15 +347,10 @@ impl Thread {
             && read.wait
             && page.pieces.is_empty()
             && page.ended.is_none()
-            // A newer attempt is news, also if it came in the very turn of the question.
-            && self.latest(read.job, page.attempt) == page.attempt
+            // Also if it came in the very turn of the question.
+            && !self.has_newer(&read)
         {
-            let attempt = page.attempt;
-            return self.wait(Waiter {
-                read,
-                reply,
-                attempt,
-            });
+            return self.wait(Waiter { read, reply });
         }
         drop(reply.send(result));
     }
@@ -361,11 +382,10 @@ impl Thread {
                 continue;
             }
             let result = self.segments.read(&waiter.read);
-            let attempt = result.as_ref().map_or(0, |page| page.attempt);
             let nothing = result
                 .as_ref()
                 .is_ok_and(|page| page.pieces.is_empty() && page.ended.is_none());
-            if nothing && self.latest(job, attempt) == waiter.attempt {
+            if nothing && !self.has_newer(&waiter.read) {
                 self.wait(waiter);
             } else {
                 drop(waiter.reply.send(result));
@@ -373,11 +393,13 @@ impl Thread {
         }
     }
 
-    /// The newest attempt with output.
-    fn latest(&self, job: JobId, at_least: u16) -> u16 {
-        let attempts = self.segments.attempts(job).unwrap_or_default();
-        let latest = attempts.iter().map(|attempt| attempt.attempt).max();
-        latest.unwrap_or(0).max(at_least)
+    /// There is an attempt that the reader would rather hear of than wait.
+    fn has_newer(&self, read: &Read) -> bool {
+        let Some(known) = read.newer else {
+            return false;
+        };
+        let attempts = self.segments.attempts(read.job).unwrap_or_default();
+        attempts.iter().any(|attempt| attempt.attempt > known)
     }
 
     /// Forgets readers that gave up.
@@ -403,11 +425,77 @@ impl Thread {
                 Err(error) => tracing::error!(%error, "output still cannot be stored"),
             }
         }
-        match self.segments.retire_one(self.clock.wall().millis()) {
-            Ok(retired) => self.status.retired_segments.add(u64::from(retired)),
-            Err(error) => tracing::error!(%error, "an old output segment could not be deleted"),
+        // Whoever looks at health keeps jobs away while it is red: so it must not need their output to turn green.
+        let in_trouble = self.status.trouble().is_some();
+        if in_trouble && !self.segments.is_broken() && self.segments.try_space().is_ok() {
+            tracing::info!("the disk of output takes something again");
+            self.status.set_trouble(None);
         }
+        let now_ms = self.clock.wall().millis();
+        for _ in 0..RETIRED_A_TURN {
+            match self.segments.retire_one(now_ms) {
+                Ok(true) => self.status.retired_segments.add(1),
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::error!(%error, "an old output segment could not be deleted");
+                    break;
+                }
+            }
+        }
+        let mut copied = 0;
+        while copied < COPIED_A_TURN {
+            match self.segments.compact_one() {
+                Ok(Some(bytes)) => copied += bytes + COPIED_A_TURN / 16,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "an output segment could not be rewritten");
+                    break;
+                }
+            }
+        }
+        if let Err(error) = self.trim(now_ms) {
+            self.asking = None;
+            tracing::error!(%error, "output that has had its time could not be taken out of a segment");
+        }
+        self.status.stored_bytes.set(self.segments.stored_bytes());
     }
+
+    /// Takes the output of jobs that ended well out of a segment that is old enough: a step of it at a time.
+    fn trim(&mut self, now_ms: u64) -> std::io::Result<()> {
+        if self.asking.is_none()
+            && let Some(segment) = self.segments.overdue(now_ms)
+        {
+            let mut jobs = self.segments.jobs_of(segment)?;
+            let poll = (self.ways.ends)(some_of(&mut jobs));
+            self.asking = Some(Asking {
+                segment,
+                jobs,
+                unwanted: BTreeSet::new(),
+                poll,
+            });
+        }
+        let Some(mut asking) = self.asking.take() else {
+            return Ok(());
+        };
+        match (asking.poll)() {
+            None => self.asking = Some(asking),
+            Some(None) => {} // another time
+            Some(Some(ended)) => {
+                asking.unwanted.extend(ended.into_iter().map(JobId::raw));
+                if asking.jobs.is_empty() {
+                    return self.segments.trim(asking.segment, &asking.unwanted);
+                }
+                asking.poll = (self.ways.ends)(some_of(&mut asking.jobs));
+                self.asking = Some(asking);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As many as are asked for at once.
+fn some_of(jobs: &mut Vec<JobId>) -> Vec<JobId> {
+    jobs.split_off(jobs.len().saturating_sub(JOBS_ASKED_MAX))
 }
 
 fn acks((pipe, bytes): (PipeId, BytesMut)) -> Answer {

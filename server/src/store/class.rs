@@ -28,6 +28,8 @@ struct Stored {
     timeout_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     grace_us: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stall_us: Option<u64>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     stop_on_partition: bool,
 }
@@ -77,6 +79,7 @@ pub(super) fn encode(spec: &ClassSpec) -> String {
         max_losses: spec.max_losses,
         timeout_us: spec.timeout.map(Span::micros),
         grace_us: spec.grace.map(Span::micros),
+        stall_us: spec.stall.map(Span::micros),
         stop_on_partition: spec.stop_on_partition,
     };
     serde_json::to_string(&stored).expect("strings and numbers always become JSON")
@@ -104,6 +107,7 @@ pub(super) fn decode(id: ClassId, text: &str) -> Result<Arc<Class>, String> {
         max_losses: stored.max_losses,
         timeout: stored.timeout_us.map(Span::from_micros),
         grace: stored.grace_us.map(Span::from_micros),
+        stall: stored.stall_us.map(Span::from_micros),
         stop_on_partition: stored.stop_on_partition,
     };
     Ok(Arc::new(Class { id, spec }))
@@ -152,6 +156,7 @@ mod tests {
             max_losses: 3,
             timeout: Some(Span::from_secs(9)),
             grace: None,
+            stall: Some(Span::from_secs(3)),
             stop_on_partition: true,
         };
         let class = decode(ClassId::new(7), &encode(&spec)).unwrap();

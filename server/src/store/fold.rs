@@ -118,9 +118,12 @@ fn push_start(shares: &mut Vec<Share>, worker: WorkerId, at: Time, fence: Fence)
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use hostler_engine::fact::{Assigned, Charge, Started};
     use hostler_wire::{JobState, Reason};
+    use proptest::prelude::*;
 
     const EPOCH: Epoch = Epoch::new(3);
 
@@ -244,5 +247,70 @@ mod tests {
             .map(|s| (s.epoch.raw(), jobs_of(s)))
             .collect();
         assert_eq!(of, [(3, vec![1, 3]), (2, vec![2])]);
+    }
+
+    /// Facts as a turn of the engine may make them: a job ends once, an attempt once.
+    fn facts() -> impl Strategy<Value = Vec<Fact>> {
+        let time = |told: bool| told.then_some(Time::from_micros(5));
+        let fact = (0..4_u8, 1..4_u32, 1..9_u64, 1..4_u16, proptest::bool::ANY).prop_map(
+            move |(kind, worker, raw, attempt, told)| match kind {
+                0 => assigned(worker, &[raw, raw + 1]),
+                1 => started(worker, &[fence(raw, attempt), fence(raw + 1, attempt)]),
+                2 => ended(raw, time(told)),
+                _ => again(raw, attempt + 1),
+            },
+        );
+        proptest::collection::vec(fact, 0..40).prop_map(|mut facts| {
+            let mut seen = BTreeSet::new();
+            facts.retain(|fact| match fact {
+                Fact::Ended(ended) => seen.insert((ended.job.raw(), 0)),
+                Fact::Again(again) => {
+                    seen.insert((again.fence.job.raw(), again.fence.attempt.raw()))
+                }
+                Fact::Worker(_) | Fact::Assigned(_) | Fact::Started(_) | Fact::Cancelling(_) => {
+                    true
+                }
+            });
+            facts
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_says_what_its_facts_said_one_by_one(facts in facts()) {
+            let rows = fold(EPOCH, &facts);
+
+            let (mut given, mut begun) = (BTreeSet::new(), BTreeSet::new());
+            for fact in &facts {
+                match fact {
+                    Fact::Assigned(it) => given.extend(it.attempts.iter().map(|&one| (it.worker, one))),
+                    Fact::Started(it) => {
+                        let told = |fence: &Fence| facts.iter().any(|fact| {
+                            matches!(fact, Fact::Ended(end) if end.fence == Some(*fence) && end.started.is_some())
+                                || matches!(fact, Fact::Again(end) if end.fence == *fence && end.started.is_some())
+                        });
+                        let untold = it.fences.iter().filter(|fence| !told(fence));
+                        begun.extend(untold.map(|fence| (it.worker, (fence.job, fence.attempt))));
+                    }
+                    Fact::Worker(_) | Fact::Again(_) | Fact::Ended(_) | Fact::Cancelling(_) => {}
+                }
+            }
+            let flat = |shares: &[Share]| -> BTreeSet<_> {
+                let of = |share: &Share| share.attempts.iter().map(|&one| (share.worker, one)).collect::<Vec<_>>();
+                shares.iter().flat_map(of).collect()
+            };
+            prop_assert_eq!(flat(&rows.assigned), given);
+            prop_assert_eq!(flat(&rows.started), begun);
+
+            // One row a worker, each in the order of its key, nothing left out.
+            let workers: BTreeSet<_> = rows.assigned.iter().map(|share| share.worker).collect();
+            prop_assert_eq!(workers.len(), rows.assigned.len());
+            let both = rows.assigned.iter().chain(&rows.started);
+            prop_assert!(both.into_iter().all(|share| share.attempts.is_sorted()));
+            prop_assert!(rows.ends.is_sorted_by_key(|end| end.job));
+            prop_assert!(rows.attempts.is_sorted_by_key(|end| end.fence));
+            let ends = facts.iter().filter(|fact| matches!(fact, Fact::Ended(_) | Fact::Again(_)));
+            prop_assert_eq!(rows.ends.len() + rows.attempts.len(), ends.count());
+        }
     }
 }

@@ -12,6 +12,7 @@ use hostler_engine::fact::Charge;
 use hostler_engine::spec::{Class, ClassId};
 use hostler_engine::{Time, WallTime, When};
 use hostler_wire::{Attempt, Epoch, Fence, JobId, Priority, WorkerId};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, ToSql};
 
 use crate::store::recover::{History, IdSet, Runs, Waiting};
@@ -134,6 +135,9 @@ impl Recovery {
                 return Ok(());
             }
             live += 1;
+            if has_no_times(row)? && runs.extend(id, row.get(1)?, row.get(2)?) {
+                return Ok(());
+            }
             let run = runs.push(&self.waiting(row)?);
             run.map(Restore::Run).into_iter().for_each(&mut *each);
             Ok(())
@@ -214,6 +218,16 @@ fn recovery_entry<'a>(
     } else {
         Some(histories.entry(job.raw()).or_default())
     }
+}
+
+/// Whether the four columns of moments are all empty.
+fn has_no_times(row: &Row<'_>) -> Result<bool, Fault> {
+    for column in 3..=6 {
+        if row.get_ref(column)? != ValueRef::Null {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn engine_time(times: &[u8; 24], place: usize) -> Option<Time> {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -16,6 +17,10 @@ use crate::clock::Clock;
 use crate::store::seam::{StoreError, StoreErrorKind};
 
 const NAME: &str = "hostler.lock";
+/// How often and how long a lock is waited for: who only asks whether it is held ([`Lock::holder`]) holds it for an
+/// instant.
+const TRIES: usize = 3;
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// The lock, until it is dropped.
 #[derive(Debug)]
@@ -41,7 +46,7 @@ impl Lock {
                 .mode(0o600)
                 .open(&path)
                 .map_err(|error| failed("open", error))?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match patiently(&file) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Err(in_use(dir, &mut file)),
                 Err(error) => return Err(failed("lock", error.into())),
@@ -67,17 +72,41 @@ impl Lock {
             ),
         })
     }
+
+    /// Who holds the lock of that directory, in words, if somebody does.
+    pub(super) fn holder(dir: &Path) -> Option<String> {
+        let mut file = File::open(dir.join(NAME)).ok()?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Some(told_holder(&mut file)),
+            // Closing the file lets go of it again.
+            Ok(()) | Err(_) => None,
+        }
+    }
 }
 
-fn in_use(dir: &Path, file: &mut File) -> StoreError {
+fn patiently(file: &File) -> Result<(), Errno> {
+    for _ in 1..TRIES {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::park_timeout(PATIENCE),
+            done => return done,
+        }
+    }
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn told_holder(file: &mut File) -> String {
     let mut holder = String::new();
     let read = file
         .rewind()
         .and_then(|()| file.take(128).read_to_string(&mut holder));
-    let holder = match read {
+    match read {
         Ok(1..) => holder.trim_end().to_owned(),
         Ok(0) | Err(_) => "holder unknown".to_owned(),
-    };
+    }
+}
+
+fn in_use(dir: &Path, file: &mut File) -> StoreError {
+    let holder = told_holder(file);
     StoreError {
         kind: StoreErrorKind::InUse,
         message: format!(

@@ -295,8 +295,6 @@ impl Read for MemoryReader {
         Ok(match data.record(id) {
             Some(mut record) => {
                 record.body = data.jobs[&id].body.clone();
-                let attempts = data.attempts.range((id, 0)..=(id, u16::MAX));
-                record.attempts = attempts.map(|(_, attempt)| attempt.clone()).collect();
                 Lookup::Found(Box::new(record))
             }
             None if id.raw() <= data.purged => Lookup::Purged,
@@ -571,6 +569,7 @@ impl Data {
 
     fn record(&self, id: JobId) -> Option<Record> {
         let job = self.jobs.get(&id)?;
+        let attempts = self.attempts.range((id, 0)..=(id, u16::MAX));
         Some(Record {
             id,
             class: Arc::clone(&job.new.class),
@@ -585,7 +584,7 @@ impl Data {
             sync: job.new.sync,
             retry_of: job.new.retry_of,
             body: None,
-            attempts: Vec::new(),
+            attempts: attempts.map(|(_, attempt)| attempt.clone()).collect(),
             end: self.ends.get(&id).cloned(),
         })
     }

@@ -106,10 +106,17 @@ impl SqliteReader {
             });
         };
         record.body = self.body(id)?;
+        record.attempts = self.attempts(id)?;
+        Ok(Lookup::Found(Box::new(record)))
+    }
+
+    /// Those that did not end the job.
+    fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, Fault> {
         let mut statement = self.db.prepare_cached(sql::ATTEMPTS)?;
         let mut rows = statement.query([id.raw()])?;
+        let mut attempts = Vec::new();
         while let Some(row) = rows.next()? {
-            record.attempts.push(AttemptRecord {
+            attempts.push(AttemptRecord {
                 number: row.get(0)?,
                 epoch: Epoch::new(row.get(1)?),
                 reason: reason(row.get(2)?)?,
@@ -119,7 +126,7 @@ impl SqliteReader {
                 detail: detail_of(row, 6)?,
             });
         }
-        Ok(Lookup::Found(Box::new(record)))
+        Ok(attempts)
     }
 
     fn body(&self, id: JobId) -> Result<Option<Bytes>, Fault> {
@@ -142,7 +149,15 @@ impl SqliteReader {
         }
         let mut records = Vec::with_capacity(walk.found.len());
         for &id in &walk.found {
-            records.extend(self.record(id)?);
+            let Some(mut record) = self.record(id)? else {
+                continue;
+            };
+            // What ended at its first try has no former ones: most jobs cost no second look. Of a live job the engine
+            // knows the counters.
+            if record.end.as_ref().is_some_and(ended_late) {
+                record.attempts = self.attempts(id)?;
+            }
+            records.push(record);
         }
         Ok(ListPage {
             records,
@@ -342,6 +357,11 @@ struct CandidateRow {
     state: Option<JobState>,
 }
 
+/// Whether the job may have had an attempt that did not end it.
+fn ended_late(end: &EndRecord) -> bool {
+    end.state != JobState::Succeeded || end.attempt.number > 1
+}
+
 /// A record but for its class, which takes another statement to find.
 fn record_of(row: &Row<'_>) -> Result<impl FnOnce(Arc<Class>) -> Record + use<>, Fault> {
     let text = |column: usize| -> Result<Option<Box<str>>, Fault> {
@@ -398,7 +418,7 @@ fn wall(row: &Row<'_>, column: usize) -> Result<Option<WallTime>, Fault> {
         .map(WallTime::from_millis))
 }
 
-/// The ten columns of a detail, from `at` on. There is one if it has a message, be it empty.
+/// The eleven columns of a detail, from `at` on. There is one if it has a message, be it empty.
 fn detail_of(row: &Row<'_>, at: usize) -> Result<Option<Box<Detail>>, Fault> {
     let Some(message) = row.get::<_, Option<String>>(at + 7)? else {
         return Ok(None);
@@ -406,6 +426,7 @@ fn detail_of(row: &Row<'_>, at: usize) -> Result<Option<Box<Detail>>, Fault> {
     let usage = match row.get::<_, Option<u64>>(at + 2)? {
         None => None,
         Some(user_ms) => Some(Usage {
+            wall_ms: row.get(at + 10)?,
             user_ms,
             system_ms: row.get(at + 3)?,
             peak_rss_bytes: row.get(at + 4)?,

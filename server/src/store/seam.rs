@@ -34,6 +34,11 @@ pub trait Store: Send + 'static {
     /// One small step of housekeeping (checkpoint, mark, retention), between commits. True if there is more to do.
     fn maintain(&mut self, stamp: &Stamp) -> Result<bool, StoreError>;
 
+    /// Bytes written and not yet where they are to stay, for stores that have such a log.
+    fn log_bytes(&self) -> u64 {
+        0
+    }
+
     /// Leaves everything tidy on disk.
     fn close(self: Box<Self>) -> Result<(), StoreError>;
 }
@@ -279,7 +284,7 @@ pub struct ListQuery {
 /// A page.
 #[derive(Clone, Debug)]
 pub struct ListPage {
-    /// The records, in the order asked.
+    /// The records, in the order asked, without bodies. Those that have ended know their former attempts.
     pub records: Vec<Record>,
     /// Where the next page begins: its `after`; none if this was the last.
     pub next: Option<JobId>,

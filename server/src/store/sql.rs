@@ -35,13 +35,13 @@ pub(super) const ASSIGNED: &str =
 pub(super) const STARTED: &str =
     "INSERT INTO started (seq, epoch, worker, at_us, attempts) VALUES (?1, ?2, ?3, ?4, ?5)";
 pub(super) const ATTEMPT: &str = "INSERT INTO attempts (job, number, epoch, worker, started_ms, finished_ms, reason, charge, exit_code, signal, \
-     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, due_us, due_ms) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)";
+     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, wall_ms, due_us, due_ms) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
 pub(super) const END_PLAIN: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 pub(super) const END: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state, exit_code, signal, \
-     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+     user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, wall_ms) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
 pub(super) const MARK: &str =
     "INSERT OR IGNORE INTO marks (job, at_ms, reason, note) VALUES (?1, ?2, ?3, ?4)";
 pub(super) const PURGE: &str =
@@ -79,6 +79,10 @@ pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms
 pub(super) const WAITING_ONE: &str =
     "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id = ?1";
 
+// The log's way into the file. Both give: busy, pages in the log, of these in the file.
+pub(super) const LOG_LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
+pub(super) const LOG_MOVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+
 // Moving the mark.
 pub(super) const JOB_LAST: &str = "SELECT coalesce(max(id), 0) FROM jobs";
 pub(super) const JOBS_IN: &str = "SELECT count(*) FROM jobs WHERE id > ?1 AND id <= ?2";
@@ -114,10 +118,10 @@ pub(super) const PURGED_AND_PROMISED: &str =
 pub(super) const RECORD: &str = "SELECT j.id, j.class, j.priority, j.sync, j.created_ms, j.created_by, j.due_ms, j.expires_ms, j.deadline_ms, \
      j.retry_of, j.name, j.labels, e.state, e.attempt, e.epoch, e.reason, w.name, e.started_ms, e.finished_ms, \
      e.exit_code, e.signal, e.user_ms, e.system_ms, e.peak_rss_bytes, e.stdout_bytes, e.stderr_bytes, e.message, \
-     e.result, e.stderr_tail FROM jobs j LEFT JOIN ends e ON e.id = j.id LEFT JOIN workers w ON w.id = e.worker \
+     e.result, e.stderr_tail, e.wall_ms FROM jobs j LEFT JOIN ends e ON e.id = j.id LEFT JOIN workers w ON w.id = e.worker \
      WHERE j.id = ?1";
 pub(super) const ATTEMPTS: &str = "SELECT a.number, a.epoch, a.reason, w.name, a.started_ms, a.finished_ms, a.exit_code, a.signal, a.user_ms, \
-     a.system_ms, a.peak_rss_bytes, a.stdout_bytes, a.stderr_bytes, a.message, a.result, a.stderr_tail \
+     a.system_ms, a.peak_rss_bytes, a.stdout_bytes, a.stderr_bytes, a.message, a.result, a.stderr_tail, a.wall_ms \
      FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job = ?1 ORDER BY a.number";
 pub(super) const BODY: &str = "SELECT body FROM jobs WHERE id = ?1";
 pub(super) const END_OF: &str = "SELECT state, reason FROM ends WHERE id = ?1";
@@ -137,3 +141,28 @@ pub(super) const RARE_DOWN: &str =
 /// For finding by time: the first job from an id on.
 pub(super) const CREATED_FROM: &str =
     "SELECT id, created_ms FROM jobs WHERE id >= ?1 ORDER BY id LIMIT 1";
+
+// Verification. Everything by its key, so that it streams.
+pub(super) const V_SCHEMA: &str = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY name";
+pub(super) const V_META: &str = "SELECT length(cluster), mark_id, mark_seq, purged_id, epoch, batch, ids_through, \
+     (engine_us IS NULL) + (boot IS NULL) + (boottime_us IS NULL) + (wall_ms IS NULL) FROM meta WHERE one = 1";
+pub(super) const V_EPOCHS: &str = "SELECT epoch, length(nonce) FROM epochs ORDER BY epoch";
+pub(super) const V_CLASSES: &str = "SELECT id, queue, max_attempts, spec FROM classes ORDER BY id";
+pub(super) const V_WORKERS: &str = "SELECT id FROM workers ORDER BY id";
+/// `typeof` looks at a row's head only, never at the body's pages.
+pub(super) const V_JOBS: &str = "SELECT id, class, priority, sync, typeof(body) = 'null', length(engine), retry_of FROM jobs \
+     WHERE id >= ?1 ORDER BY id";
+pub(super) const V_ENDS: &str = "SELECT id, state, reason, attempt, epoch, worker, output_place FROM ends WHERE id >= ?1 ORDER BY id";
+pub(super) const V_ATTEMPTS: &str = "SELECT job, number, epoch, worker, reason, charge, started_ms IS NOT NULL, \
+     due_us IS NOT NULL AND due_ms IS NOT NULL FROM attempts WHERE job >= ?1 ORDER BY job, number, epoch";
+pub(super) const V_MARKS: &str = "SELECT job, reason FROM marks WHERE job >= ?1 ORDER BY job";
+pub(super) const V_CARRIED: &str = "SELECT job, attempt, ended, failures, losses, later, ever_started, run_attempt, run_epoch, run_worker, \
+     due_us IS NOT NULL, due_ms IS NOT NULL, due_reason, cancelling FROM carried WHERE job >= ?1 ORDER BY job";
+/// The shares of both tables in the order they were written: 0 = assigned, 1 = started.
+pub(super) const V_SHARES: &str = "SELECT seq, epoch, worker, at_us, attempts, 0 AS what FROM assigned \
+     UNION ALL SELECT seq, epoch, worker, at_us, attempts, 1 FROM started ORDER BY seq";
+pub(super) const V_KEYS: &str = "SELECT n, length(hash), first, count FROM keys ORDER BY n";
+pub(super) const V_JOBS_FROM_TO: &str = "SELECT count(*) FROM jobs WHERE id >= ?1 AND id <= ?2";
+pub(super) const V_METRICS: &str = "SELECT epoch, commits, submitted, succeeded, failed, cancelled, expired, skipped, attempts, refused, live \
+     FROM metrics ORDER BY epoch, commits";
+pub(super) const V_NAMES: &str = "SELECT code, name FROM state_names UNION ALL SELECT code + 1000, name FROM reason_names";

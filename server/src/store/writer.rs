@@ -130,6 +130,8 @@ pub struct Counters {
     pub refused: Counter,
     /// Jobs that have not ended.
     pub live: Counter,
+    /// Bytes in the database's log; grows while a reader holds an old snapshot.
+    pub log_bytes: Counter,
 }
 
 /// Starts the thread. A panic in it ends the process: the store is the truth, and the next start recovers from it.
@@ -933,6 +935,11 @@ impl Writer {
 
     fn die(&mut self, error: StoreError) {
         self.flow = Flow::Dead;
+        // These were in no commit at all, and may hear that.
+        for Waiting { submission, reply } in mem::take(&mut self.waiting) {
+            let refusal = Err(SubmitError::Refused(error.clone()));
+            self.answer(reply, submission.bytes, refusal);
+        }
         if let Some(fatal) = self.fatal.take() {
             fatal(error);
         }
@@ -949,7 +956,9 @@ impl Writer {
         if self.flow != Flow::Serving {
             return false;
         }
-        match self.store.maintain(&self.clock.stamp()) {
+        let done = self.store.maintain(&self.clock.stamp());
+        self.counters.log_bytes.set(self.store.log_bytes());
+        match done {
             Ok(more) => more,
             Err(error) => {
                 match error.kind {

@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use hostler_engine::effect::CancelAnswer;
 use hostler_engine::spec::{Class, ClassId};
-use hostler_engine::{Counts, WallTime};
+use hostler_engine::{Counts, QueueView, WallTime};
 use hostler_server::auth::Auth;
 use hostler_server::clock::Clock;
 use hostler_server::config::Config;
-use hostler_server::dispatch::{self, Ask, JobStatus, WorkerStatus};
+use hostler_server::dispatch::{self, Ask, Glance, JobStatus, WorkerStatus};
 use hostler_server::http::{self, Parts};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
@@ -36,6 +36,7 @@ pub(crate) struct Fake {
     pub(crate) records: BTreeMap<u64, Record>,
     pub(crate) live: BTreeMap<u64, JobStatus>,
     pub(crate) cancels: BTreeMap<u64, CancelAnswer>,
+    pub(crate) queues: Vec<QueueView>,
     pub(crate) notes: Vec<(u64, bool, Option<String>)>,
     pub(crate) purge_mark: u64,
     pub(crate) submissions: usize,
@@ -94,6 +95,7 @@ impl World {
             dispatch: handles.2,
             output: handles.3,
             auth,
+            counters: Arc::default(),
             health: Arc::clone(&health),
             clock: Clock::resume(None),
             config: Arc::new(config),
@@ -606,11 +608,22 @@ impl Fake {
                     labels: vec![("zone".into(), "a".into())],
                 }],
             ),
-            Ask::Counts { reply } => tell(
+            Ask::Lives { jobs, reply } => {
+                let found = jobs.iter().filter_map(|id| {
+                    let live = self.live.get(&id.raw())?.live.clone()?;
+                    Some((*id, live))
+                });
+                tell(reply, found.collect());
+            }
+            Ask::Glance { reply } => tell(
                 reply,
-                Counts {
-                    queued: 3,
-                    ..Counts::default()
+                Glance {
+                    counts: Counts {
+                        queued: 3,
+                        ..Counts::default()
+                    },
+                    queues: self.queues.clone(),
+                    probes: 5,
                 },
             ),
         }
@@ -691,6 +704,7 @@ impl Fake {
                 );
                 pieces.push(Piece {
                     offset: piece.offset + skip,
+                    at: at + skip,
                     data: piece.data.slice(from..to),
                     ..piece.clone()
                 });
@@ -762,6 +776,7 @@ impl Fake {
         printed.pieces.push(Piece {
             stream,
             offset,
+            at: 0, // set as it is read
             at_ms,
             data: Bytes::copy_from_slice(data),
         });

@@ -40,6 +40,9 @@ pub struct JobRequest<'a> {
     /// Longest run of one attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Longest silence of one attempt: no output, progress or heartbeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stall_ms: Option<u64>,
     /// What happens after a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryRequest<'a>>,
@@ -248,6 +251,7 @@ impl<'de> JobRequest<'de> {
                 self.priority = map.next_value::<Option<Priority>>()?.map(|p| p.0);
             }
             JobField::TimeoutMs => self.timeout_ms = whole(map)?,
+            JobField::StallMs => self.stall_ms = whole(map)?,
             JobField::Retry => self.retry = map.next_value()?,
             JobField::MaxLosses => self.max_losses = whole(map)?,
             JobField::OnPartition => self.on_partition = words(map)?,
@@ -269,8 +273,7 @@ impl<'de> JobRequest<'de> {
             | JobField::Array
             | JobField::UniqueKey
             | JobField::FairKey
-            | JobField::Requires
-            | JobField::StallMs => {
+            | JobField::Requires => {
                 map.next_value::<de::IgnoredAny>()?;
                 self.not_yet.push(field.name());
             }
@@ -761,6 +764,9 @@ pub struct JobView {
     /// Longest run of one attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Longest silence of one attempt: no output, progress or heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall_ms: Option<u64>,
     /// Its body was dropped by `?purge=1`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub purged: bool,
@@ -821,6 +827,7 @@ impl JobView {
             cwd: None,
             stdin_bytes: None,
             timeout_ms: None,
+            stall_ms: None,
             purged: false,
             labels: BTreeMap::new(),
             durability: None,
@@ -871,6 +878,8 @@ pub struct AttemptView {
 /// What an attempt used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageView {
+    /// From its start to its end, by the worker's clock.
+    pub wall_ms: u64,
     /// CPU time in user mode.
     pub user_ms: u64,
     /// CPU time in the kernel.
@@ -905,6 +914,12 @@ pub enum Live {
         stdout_bytes: u64,
         /// Bytes read from standard error.
         stderr_bytes: u64,
+        /// Since its last sign of life: its start, output, progress or a heartbeat.
+        #[serde(default)]
+        quiet_ms: u64,
+        /// Since its last output was read; missing if there was none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output_age_ms: Option<u64>,
         /// 0.0..=1.0, if the job says.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         progress: Option<f32>,

@@ -36,7 +36,32 @@ pub struct WorkerView {
     pub labels: BTreeMap<String, String>,
 }
 
-/// `GET /stats`: live jobs by state, and the workers together.
+/// `GET /queues`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueList {
+    /// By name: those with jobs, and those a connected worker serves.
+    pub queues: Vec<QueueStats>,
+}
+
+/// One queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStats {
+    /// Its name.
+    pub name: String,
+    /// Jobs that may run now.
+    pub queued: u64,
+    /// Attempts that workers have.
+    pub running: u64,
+    /// How long the first of the queued has been waiting for a slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_wait_ms: Option<u64>,
+    /// Connected workers that serve it.
+    pub workers: u64,
+    /// Their slots together, which other queues may share.
+    pub slots: u64,
+}
+
+/// `GET /stats`: live jobs by state, the workers together, and what the server has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Waiting for a time.
@@ -51,6 +76,37 @@ pub struct Stats {
     pub workers: u64,
     /// Their slots together.
     pub slots: u64,
+    /// Attempts they hold.
+    #[serde(default)]
+    pub held: u64,
+    /// How long the first of the queued has been waiting for a slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_wait_ms: Option<u64>,
+    /// Since the server's start.
+    #[serde(default)]
+    pub since_start: Done,
+}
+
+/// What a server has done since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// Jobs accepted.
+    pub submitted: u64,
+    /// Jobs ended, by state.
+    pub succeeded: u64,
+    /// Jobs ended, by state.
+    pub failed: u64,
+    /// Jobs ended, by state.
+    pub cancelled: u64,
+    /// Jobs ended, by state.
+    pub expired: u64,
+    /// Jobs ended, by state.
+    pub skipped: u64,
+    /// Attempts that ended without ending their job.
+    pub attempts: u64,
+    /// Frames of live questions sent to workers; one may ask about many jobs for many people.
+    pub probes: u64,
 }
 
 /// `GET /version`.
@@ -93,6 +149,21 @@ pub struct LogPiece<'a> {
     /// The bytes in base 64, if they are not.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub data_b64: Option<Cow<'a, str>>,
+}
+
+/// Output was passed over: the event `resync`, and the line `{"resync":…}`, stand before the piece that goes on after
+/// it. It was above the job's limit, gone before a slow reader came to it, or dropped by the worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogResync<'a> {
+    /// Of which attempt.
+    pub attempt: u16,
+    /// `stdout` or `stderr`.
+    #[serde(borrow)]
+    pub stream: Cow<'a, str>,
+    /// Where that stream goes on.
+    pub offset: u64,
+    /// How much of it is missing before that.
+    pub missing_bytes: u64,
 }
 
 /// The last event of an output, and the last line (as `{"end":…}`) of a followed one in its ndjson form.

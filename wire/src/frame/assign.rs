@@ -31,6 +31,8 @@ pub struct Work {
     pub timeout_ms: Option<u64>,
     /// Between TERM and KILL, milliseconds; the worker's own default if none.
     pub grace_ms: Option<u64>,
+    /// Kill the attempt after this long without output, progress or heartbeat, milliseconds.
+    pub stall_ms: Option<u64>,
     /// What to do when the server cannot be reached.
     pub on_partition: OnPartition,
     /// What becomes of its output.
@@ -220,7 +222,7 @@ impl Work {
             }
             Task::Handler(handler) => handler.name.len() + handler.payload.len() + 6,
         };
-        Self::BYTES_MIN + 16 + task
+        Self::BYTES_MIN + 24 + task
     }
 }
 
@@ -230,6 +232,7 @@ const HAS_TIMEOUT: u8 = 1;
 const HAS_GRACE: u8 = 2;
 const HAS_CWD: u8 = 4;
 const HAS_STDIN: u8 = 8;
+const HAS_STALL: u8 = 16;
 const COMMAND: u8 = 1;
 const HANDLER: u8 = 2;
 
@@ -251,6 +254,9 @@ impl Wire for Work {
         if let Some(grace_ms) = self.grace_ms {
             to.u64(grace_ms);
         }
+        if let Some(stall_ms) = self.stall_ms {
+            to.u64(stall_ms);
+        }
         match &self.task {
             Task::Command(command) => command.write(to),
             Task::Handler(handler) => handler.write(to),
@@ -265,8 +271,8 @@ impl Wire for Work {
             matches!(code, COMMAND | HANDLER).then_some(code)
         })?;
         let known = match task {
-            COMMAND => HAS_TIMEOUT | HAS_GRACE | HAS_CWD | HAS_STDIN,
-            _ => HAS_TIMEOUT | HAS_GRACE,
+            COMMAND => HAS_TIMEOUT | HAS_GRACE | HAS_STALL | HAS_CWD | HAS_STDIN,
+            _ => HAS_TIMEOUT | HAS_GRACE | HAS_STALL,
         };
         let flags = from.flags("work flags", known)?;
         Ok(Self {
@@ -274,6 +280,7 @@ impl Wire for Work {
             logs: Logs::read(from)?,
             timeout_ms: from.optional(flags & HAS_TIMEOUT != 0, Reader::u64)?,
             grace_ms: from.optional(flags & HAS_GRACE != 0, Reader::u64)?,
+            stall_ms: from.optional(flags & HAS_STALL != 0, Reader::u64)?,
             task: match task {
                 COMMAND => Task::Command(Command::read(from, flags)?),
                 _ => Task::Handler(Handler::read(from)?),
@@ -284,8 +291,9 @@ impl Wire for Work {
 
 impl Work {
     fn flags(&self) -> u8 {
-        let own =
-            flag(self.timeout_ms.is_some(), HAS_TIMEOUT) | flag(self.grace_ms.is_some(), HAS_GRACE);
+        let own = flag(self.timeout_ms.is_some(), HAS_TIMEOUT)
+            | flag(self.grace_ms.is_some(), HAS_GRACE)
+            | flag(self.stall_ms.is_some(), HAS_STALL);
         match &self.task {
             Task::Command(command) => own | command.flags(),
             Task::Handler(_) => own,

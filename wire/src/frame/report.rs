@@ -184,6 +184,7 @@ impl Wire for Outcome {
             }
             Self::NoSuchHandler => to.u8(8),
             Self::Returned => to.u8(9),
+            Self::Stalled => to.u8(10),
         }
     }
 
@@ -213,6 +214,7 @@ impl Wire for Outcome {
             }
             8 => Ok(Self::NoSuchHandler),
             9 => Ok(Self::Returned),
+            10 => Ok(Self::Stalled),
             _ => Err(DecodeError::new("outcome", "is an unknown number")),
         }
     }
@@ -260,9 +262,10 @@ impl Wire for Detail {
 }
 
 impl Wire for Usage {
-    const BYTES_MIN: usize = 40;
+    const BYTES_MIN: usize = 48;
 
     fn write(&self, to: &mut Writer<'_>) {
+        to.u64(self.wall_ms);
         to.u64(self.user_ms);
         to.u64(self.system_ms);
         to.u64(self.peak_rss_bytes);
@@ -272,6 +275,7 @@ impl Wire for Usage {
 
     fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
+            wall_ms: from.u64()?,
             user_ms: from.u64()?,
             system_ms: from.u64()?,
             peak_rss_bytes: from.u64()?,

@@ -61,8 +61,13 @@ impl Trial {
     }
 
     fn connect(&mut self) {
+        self.connect_to([7; 16]);
+    }
+
+    /// To a server whose start has the usual number, and this nonce.
+    fn connect_to(&mut self, nonce: [u8; 16]) {
         self.seq = 0;
-        let epoch = (Epoch::new(7), [7; 16]);
+        let epoch = (Epoch::new(7), nonce);
         let (beat, lease) = (Span::from_ms(2_000), Span::from_ms(30_000));
         self.event(Event::Connected { beat, lease, epoch });
         self.flush();
@@ -180,6 +185,7 @@ fn command() -> Work {
     Work {
         timeout_ms: None,
         grace_ms: None,
+        stall_ms: None,
         on_partition,
         logs: logs(),
         task,
@@ -382,6 +388,50 @@ fn a_duplicate_assignment_changes_nothing() {
     t.expect(&[]);
 }
 
+/// The server's database is a restored backup: it gives out the names of attempts a second time.
+#[test]
+fn an_attempt_of_another_history_does_not_stand_for_one_of_the_same_name() {
+    let mut t = Trial::up(3);
+    t.assign(&[(1, command()), (2, command())]);
+    t.written();
+    t.ended(1, Outcome::Succeeded, false);
+    t.expect(&[
+        "started 1 2",
+        "start 1",
+        "start 2",
+        "reports from 1, 1 Succeeded",
+    ]);
+    t.disconnect();
+    t.connect_to([9; 16]);
+    t.disconnect();
+    let old = [(Epoch::new(7), [7; 16])];
+    assert_eq!(t.session.resume().epochs, old, "it is not void yet");
+    t.connect_to([9; 16]);
+    t.resumed(0, &[1, 2]);
+    let reported = t.effects.iter().find_map(|effect| {
+        let Effect::Send(Frame::Reports(batch)) = effect else {
+            return None;
+        };
+        Some(batch.reports[0].fence)
+    });
+    assert_eq!(reported.unwrap().epoch, NO_EPOCH, "it can end nobody");
+    t.expect(&[
+        "forget 1",
+        "term 2",
+        "forget 2",
+        "reports from 1, 1 Succeeded",
+    ]);
+    // One name is free, the other in use by a process that is not yet reaped.
+    t.assign(&[(1, command()), (2, command())]);
+    t.expect(&["started 1", "returned 2"]);
+    let new = [(Epoch::new(7), [9; 16])];
+    assert_eq!(t.session.resume().epochs, new, "only that is held");
+    t.frame(Frame::Ack(Ack { through: 1 }));
+    t.ended(2, Outcome::Signalled { signal: 15 }, true);
+    t.assign(&[(2, command())]);
+    t.expect(&["started 2"]);
+}
+
 #[test]
 fn a_recall_returns_what_has_not_started_and_is_silent_about_the_rest() {
     let mut t = Trial::up(1);
@@ -489,6 +539,65 @@ fn a_time_limit_counts_from_the_start_and_is_reported_as_such() {
     t.expect(&["kill 1"]);
     t.ended(1, Outcome::Signalled { signal: 9 }, true);
     t.expect(&["reports from 1, 1 TimedOut"]);
+}
+
+#[test]
+fn silence_for_as_long_as_the_job_says_ends_it_and_any_sign_of_life_counts_anew() {
+    let mut t = Trial::up(1);
+    let quiet = Work {
+        stall_ms: Some(1_000),
+        grace_ms: Some(100),
+        ..command()
+    };
+    t.assign(&[(1, quiet)]);
+    t.written();
+    t.expect(&["started 1", "start 1"]);
+    t.pass(600, false);
+    let sign = t.now;
+    t.event(Event::Active {
+        fence: fence(1),
+        at: sign,
+    });
+    t.pass(999, false);
+    t.expect(&[]);
+    assert_eq!(t.session.suspects(t.now), []);
+    t.now = sign + Span::from_ms(1_000);
+    assert_eq!(t.session.suspects(t.now), [fence(1)]);
+    t.pass(0, false);
+    t.expect(&["term 1"]);
+    assert_eq!(t.session.suspects(t.now), [], "it is told once");
+    t.pass(100, false);
+    t.expect(&["kill 1"]);
+    t.ended(1, Outcome::Signalled { signal: 9 }, true);
+    let Some(Effect::Send(Frame::Reports(told))) = t.effects.first() else {
+        panic!("{:?}", t.effects);
+    };
+    let detail = told.reports[0].detail.as_deref().unwrap();
+    assert_eq!(
+        detail.message,
+        "no output, progress or heartbeat for 1s (stall_ms)"
+    );
+    t.expect(&["reports from 1, 1 Stalled"]);
+}
+
+#[test]
+fn of_two_limits_the_first_to_be_reached_is_told() {
+    let mut t = Trial::up(2);
+    let limited = |timeout_ms, stall_ms| Work {
+        timeout_ms: Some(timeout_ms),
+        stall_ms: Some(stall_ms),
+        ..command()
+    };
+    t.assign(&[(1, limited(1_000, 900)), (2, limited(1_000, 1_500))]);
+    t.written();
+    t.expect(&["started 1 2", "start 1", "start 2"]);
+    t.pass(900, false);
+    t.expect(&["term 1"]);
+    t.pass(100, false);
+    t.expect(&["term 2"]);
+    t.ended(1, Outcome::Signalled { signal: 15 }, true);
+    t.ended(2, Outcome::Signalled { signal: 15 }, true);
+    t.expect(&["reports from 1, 1 Stalled", "reports from 2, 2 TimedOut"]);
 }
 
 #[test]
@@ -852,7 +961,7 @@ proptest! {
                     let work = match kind {
                         0 => noop(),
                         1 => Work { timeout_ms: Some(3_000), ..command() },
-                        2 => Work { on_partition: OnPartition::Stop, ..command() },
+                        2 => Work { on_partition: OnPartition::Stop, stall_ms: Some(2_000), ..command() },
                         _ => command(),
                     };
                     t.seq += 1;

@@ -300,6 +300,7 @@ pub(crate) fn command(argv: &[&str]) -> Work {
     Work {
         timeout_ms: None,
         grace_ms: None,
+        stall_ms: None,
         on_partition: OnPartition::Keep,
         logs: Logs {
             mode: LogsMode::Keep,

@@ -70,6 +70,7 @@ CREATE TABLE ends (
     finished_ms    INTEGER NOT NULL,
     exit_code      INTEGER,
     signal         INTEGER,
+    wall_ms        INTEGER,
     user_ms        INTEGER,
     system_ms      INTEGER,
     peak_rss_bytes INTEGER,
@@ -118,6 +119,7 @@ CREATE TABLE attempts (
     due_ms         INTEGER,
     exit_code      INTEGER,
     signal         INTEGER,
+    wall_ms        INTEGER,
     user_ms        INTEGER,
     system_ms      INTEGER,
     peak_rss_bytes INTEGER,
@@ -232,13 +234,14 @@ SELECT a.job                             AS job,
        a.user_ms                         AS user_ms,
        a.system_ms                       AS system_ms,
        a.peak_rss_bytes                  AS peak_rss_bytes,
-       a.stdout_bytes + a.stderr_bytes   AS output_bytes
+       a.stdout_bytes + a.stderr_bytes   AS output_bytes,
+       a.wall_ms                         AS wall_ms
 FROM attempts a
 LEFT JOIN reason_names r ON r.code = a.reason
 LEFT JOIN workers w ON w.id = a.worker
 UNION ALL
 SELECT e.id, e.attempt, s.name, r.name, w.name, e.started_ms, e.finished_ms, e.exit_code, e.signal,
-       e.user_ms, e.system_ms, e.peak_rss_bytes, e.stdout_bytes + e.stderr_bytes
+       e.user_ms, e.system_ms, e.peak_rss_bytes, e.stdout_bytes + e.stderr_bytes, e.wall_ms
 FROM ends e
 LEFT JOIN state_names s ON s.code = e.state
 LEFT JOIN reason_names r ON r.code = e.reason

@@ -1,0 +1,97 @@
+//! Checkpoints: pages of the write-ahead log go into the database's file, between commits.
+//!
+//! SQLite would do it within a commit, and would keep quiet about a sync that fails there. Here it is a step of
+//! housekeeping, after the answers have left, and a failed one ends the server like any other failed write.
+//!
+//! A reader that holds an old snapshot keeps the log from being used anew, so that it grows. Our readers ask one bounded
+//! question at a time; a person's sqlite3 may hold one for hours. That is counted (`log_bytes`) and told.
+
+use hostler_engine::Span;
+
+use crate::clock::Stamp;
+use crate::store::seam::StoreError;
+use crate::store::sql;
+use crate::store::sqlite::{Fault, PAGE_BYTES, SqliteStore};
+
+/// 64 MiB: fewer checkpoints brought the p99 of a commit from 4.4 to 0.9 ms while they were part of it.
+const CHECKPOINT_PAGES: u32 = 4_096;
+/// Somebody is told from here on, 256 MiB, and each time it has doubled.
+const TELL_PAGES: u32 = 4 * CHECKPOINT_PAGES;
+/// Between two tries while a reader or a full disk is in the way.
+const PAUSE: Span = Span::from_secs(1);
+
+/// What is known of the log.
+#[derive(Debug)]
+pub(super) struct Log {
+    /// A checkpoint is worth it from here on.
+    pub(super) checkpoint_pages: u32,
+    pages: u32,
+    /// Pages already in the file: the log begins anew when these are all and nobody reads it.
+    moved: u32,
+    next_us: u64,
+    /// At this size somebody is told again.
+    tell_pages: u32,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            checkpoint_pages: CHECKPOINT_PAGES,
+            pages: 0,
+            moved: 0,
+            next_us: 0,
+            tell_pages: TELL_PAGES,
+        }
+    }
+}
+
+impl Log {
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.pages) * u64::from(PAGE_BYTES)
+    }
+}
+
+impl SqliteStore {
+    /// One checkpoint, if it is worth it.
+    pub(super) fn checkpoint(&mut self, stamp: &Stamp) -> Result<(), StoreError> {
+        self.ask_log(sql::LOG_LOOK)
+            .map_err(|fault| fault.told(&self.path, "look at the log of"))?;
+        let worth = self.log.pages.saturating_sub(self.log.moved) >= self.log.checkpoint_pages;
+        if !worth || stamp.engine.micros() < self.log.next_us {
+            return Ok(());
+        }
+        let done = self.ask_log(sql::LOG_MOVE);
+        let held_up = self.log.moved < self.log.pages;
+        if held_up || done.is_err() {
+            self.log.next_us = (stamp.engine + PAUSE).micros();
+        }
+        self.tell_log(held_up);
+        done.map_err(|fault| fault.told(&self.path, "checkpoint"))
+    }
+
+    fn ask_log(&mut self, statement: &str) -> Result<(), Fault> {
+        let size = |row: &rusqlite::Row<'_>, column: usize| -> rusqlite::Result<u32> {
+            // −1 while there is no log.
+            Ok(u32::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+        };
+        let mut ask = self.db.prepare_cached(statement)?;
+        (self.log.pages, self.log.moved) =
+            ask.query_row([], |row| Ok((size(row, 1)?, size(row, 2)?)))?;
+        Ok(())
+    }
+
+    fn tell_log(&mut self, held_up: bool) {
+        let log = &mut self.log;
+        if held_up && log.pages >= log.tell_pages {
+            tracing::warn!(
+                log_bytes = log.bytes(),
+                "the database's log grows: somebody has held one snapshot of it for long; end old sqlite3 sessions, \
+                 backups and checks of it"
+            );
+            log.tell_pages = log.pages.saturating_mul(2);
+        } else if !held_up && log.tell_pages > TELL_PAGES {
+            tracing::info!("the database's log is no longer held up");
+            log.tell_pages = TELL_PAGES;
+        }
+    }
+}
