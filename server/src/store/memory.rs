@@ -22,8 +22,8 @@ use crate::store::page::{self, Candidate, Walk};
 use crate::store::recover::{History, Runs, Waiting};
 use crate::store::retention;
 use crate::store::seam::{
-    AttemptRecord, Commit, CommitError, EndRecord, KeyRecord, ListPage, ListQuery, Lookup, NewJob,
-    Opening, Read, Record, Store, StoreError, StoreErrorKind,
+    AttemptRecord, Batch, Commit, CommitError, EndRecord, KeyRecord, ListPage, ListQuery, Lookup,
+    NewJob, Opening, Read, Record, Store, StoreError, StoreErrorKind,
 };
 
 /// What happens to the next commit.
@@ -52,8 +52,11 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     now: Data,
-    /// As it was at the last sync, if something has been written since.
-    synced: Option<Box<Data>>,
+    /// As it was at the last sync.
+    synced: Data,
+    /// What has been written since. (Taking part in each commit twice costs less than a copy of everything at the first
+    /// one that is not synced.)
+    unsynced: Vec<Written>,
     faults: VecDeque<Fault>,
     held: bool,
     waiting: usize,
@@ -75,8 +78,9 @@ impl Disk {
         Self {
             inner: Arc::new(Inner {
                 state: Mutex::new(State {
+                    synced: now.clone(),
                     now,
-                    synced: None,
+                    unsynced: Vec::new(),
                     faults: VecDeque::new(),
                     held: false,
                     waiting: 0,
@@ -116,8 +120,9 @@ impl Disk {
     pub fn lose_power(&self) {
         let mut state = self.lock();
         state.power += 1;
-        if let Some(synced) = state.synced.take() {
-            state.now = *synced;
+        if !state.unsynced.is_empty() {
+            state.unsynced.clear();
+            state.now = state.synced.clone();
         }
         self.inner.gate.notify_all();
     }
@@ -142,6 +147,67 @@ impl Disk {
     }
 }
 
+impl State {
+    fn sync(&mut self) {
+        for written in self.unsynced.drain(..) {
+            match written {
+                Written::Commit(kept) => self.synced.apply(&kept.commit()),
+                Written::Retained(stamp) => self.synced.retain(&stamp),
+            }
+        }
+    }
+}
+
+/// Something written and not yet synced.
+#[derive(Debug)]
+enum Written {
+    Commit(Kept),
+    Retained(Stamp),
+}
+
+/// A commit that belongs to us.
+#[derive(Debug)]
+struct Kept {
+    epoch: Epoch,
+    batch: u64,
+    stamp: Stamp,
+    ids_through: JobId,
+    classes: Vec<Arc<Class>>,
+    submissions: Vec<Batch>,
+    facts: Vec<Fact>,
+    purges: Vec<JobId>,
+}
+
+impl Kept {
+    fn of(commit: &Commit<'_>) -> Self {
+        Self {
+            epoch: commit.epoch,
+            batch: commit.batch,
+            stamp: commit.stamp,
+            ids_through: commit.ids_through,
+            classes: commit.classes.to_vec(),
+            submissions: commit.submissions.to_vec(),
+            facts: commit.facts.to_vec(),
+            purges: commit.purges.to_vec(),
+        }
+    }
+
+    fn commit(&self) -> Commit<'_> {
+        Commit {
+            epoch: self.epoch,
+            batch: self.batch,
+            stamp: self.stamp,
+            ids_through: self.ids_through,
+            classes: &self.classes,
+            submissions: &self.submissions,
+            facts: &self.facts,
+            purges: &self.purges,
+            totals: None, // not kept here
+            sync: false,
+        }
+    }
+}
+
 /// The store.
 #[derive(Debug)]
 pub struct MemoryStore {
@@ -160,9 +226,7 @@ impl MemoryStore {
         let mut nonce = state.now.cluster;
         nonce[..4].copy_from_slice(&epoch.raw().to_le_bytes());
         state.now.epochs.push((epoch, nonce));
-        if let Some(synced) = &mut state.synced {
-            synced.epochs.push((epoch, nonce));
-        }
+        state.synced.epochs.push((epoch, nonce));
         let now = &state.now;
         let running = now.live.values().filter_map(|history| history.running);
         let oldest = running
@@ -243,13 +307,14 @@ impl Store for MemoryStore {
             Some(Fault::UnknownLost) => return Err(self.die()),
             Some(Fault::UnknownKept) | None => {}
         }
-        if commit.sync {
-            state.synced = None;
-        } else if state.synced.is_none() {
-            state.synced = Some(Box::new(state.now.clone()));
-        }
         state.now.apply(commit);
         state.commits += 1;
+        if commit.sync {
+            state.sync();
+            state.synced.apply(commit);
+        } else {
+            state.unsynced.push(Written::Commit(Kept::of(commit)));
+        }
         if fault.is_some() {
             Err(self.die())
         } else {
@@ -273,12 +338,18 @@ impl Store for MemoryStore {
     }
 
     fn maintain(&mut self, stamp: &Stamp) -> Result<bool, StoreError> {
-        self.disk.lock().now.retain(stamp);
+        let mut state = self.disk.lock();
+        state.now.retain(stamp);
+        if state.unsynced.is_empty() {
+            state.synced.retain(stamp);
+        } else {
+            state.unsynced.push(Written::Retained(*stamp));
+        }
         Ok(false)
     }
 
     fn close(self: Box<Self>) -> Result<(), StoreError> {
-        self.disk.lock().synced = None;
+        self.disk.lock().sync();
         Ok(())
     }
 }

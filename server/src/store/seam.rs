@@ -115,7 +115,7 @@ pub struct Totals {
 }
 
 /// Jobs accepted together: consecutive ids, all or nothing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// The first id.
     pub first: JobId,
