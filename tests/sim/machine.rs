@@ -516,6 +516,7 @@ impl Machine {
             return;
         };
         child.told = true;
+        around.oracle().truths.entry(fence).or_default().told = true;
         let outcome = if force && !child.behaviour.unkillable {
             Outcome::Signalled { signal: 9 }
         } else if let Some(outcome) = child.behaviour.on_term {

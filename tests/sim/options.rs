@@ -45,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) faults: [u64; Fault::ALL.len()],
     /// The engine's invariants are looked at after every so many turns, the sessions' likewise.
     pub(crate) check_every: u64,
+    /// The parts' own invariants are looked at too; the order of what is given out always is.
+    pub(crate) parts_check: bool,
 }
 
 impl Options {
@@ -92,6 +94,7 @@ impl Options {
             wake: rng.pick(&[(1, 50), (1, 50), (10, 5 * MS)]),
             faults,
             check_every: 50,
+            parts_check: true,
         }
     }
 }
@@ -118,6 +121,7 @@ impl fmt::Display for Options {
             wake,
             faults,
             check_every,
+            parts_check: _,
         } = self;
         writeln!(
             f,

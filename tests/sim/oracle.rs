@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use hostler_engine::effect::CancelAnswer;
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started};
-use hostler_engine::spec::{Class, Kind, Rule};
+use hostler_engine::spec::{Class, ClassSpec, Kind, Rule};
 use hostler_engine::{Fact, Span, Time, When};
 use hostler_server::config::Durability;
 use hostler_server::store::seam::{Commit, EndRecord, NewJob};
@@ -54,6 +54,8 @@ struct Current {
 
 /// Between TERM and KILL where a job does not say.
 const KILL_GRACE: Span = Span::from_secs(10);
+/// What the server's backstop waits beyond that.
+const BEATS: Span = Span::from_secs(4);
 /// What frames, commits and wake-ups may take, with much to spare.
 const SLACK: Span = Span::from_secs(5);
 
@@ -303,6 +305,7 @@ impl Oracle {
         let fence = again.fence;
         let truth = self.truths.get(&fence).cloned().unwrap_or_default();
         let instance = self.workers.get(&again.worker).copied();
+        let peaceful = self.peaceful;
         let job = self.change(fence.job);
         let current = job.current.take();
         let current = current.unwrap_or_else(|| panic!("{fence:?} ended and is not out"));
@@ -315,6 +318,9 @@ impl Oracle {
         let spec = &job.class.spec;
         let (failures, later) = (job.failures, job.later);
         job.ever_started |= again.started.is_some();
+        if peaceful {
+            check_length(fence, spec, again.started, again.at);
+        }
         match again.charge {
             Charge::Failure => {
                 check_failure(fence, again.reason, &truth, spec.timeout);
@@ -448,6 +454,9 @@ impl Oracle {
             );
         }
         let spec = &job.class.spec;
+        if let (true, Some(fence)) = (peaceful, ended.fence) {
+            check_length(fence, spec, ended.started, ended.at);
+        }
         match (ended.state, ended.reason) {
             (JobState::Succeeded, Reason::None) => {
                 let told = truth.report.map(|(outcome, _, _)| outcome);
@@ -655,6 +664,18 @@ impl Oracle {
         let stored = stored.map(|end| (end.state, end.attempt.reason));
         let known = self.jobs.get(&id).and_then(|job| job.end);
         assert_eq!(stored, known, "the store remembers the end of {id:?}");
+    }
+}
+
+/// No attempt runs longer than it may: its worker ends it, and if that fails the server's backstop does.
+fn check_length(fence: Fence, spec: &ClassSpec, started: Option<Time>, at: Time) {
+    if let (Some(timeout), Some(started)) = (spec.timeout, started) {
+        let most = timeout + spec.grace.unwrap_or(KILL_GRACE) + BEATS + SLACK;
+        assert!(
+            at.since(started) <= most,
+            "{fence:?} ran for {:?}, it had {timeout:?}",
+            at.since(started)
+        );
     }
 }
 

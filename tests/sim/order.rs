@@ -9,8 +9,8 @@ use hostler_engine::spec::Kind;
 use hostler_engine::{Engine, Fact, WorkerView};
 use hostler_wire::{JobId, JobState, WorkerId};
 
-/// Looks at what a turn gave out, and at what it left.
-pub(crate) fn check(engine: &Engine, facts: &[Fact]) {
+/// Looks at what a turn gave out, and at what it left. `commands`: which workers run them, by name.
+pub(crate) fn check(engine: &Engine, facts: &[Fact], commands: &dyn Fn(&str) -> bool) {
     let mut last: BTreeMap<WorkerId, (i16, JobId)> = BTreeMap::new();
     for fact in facts {
         let Fact::Assigned(assigned) = fact else {
@@ -48,8 +48,7 @@ pub(crate) fn check(engine: &Engine, facts: &[Fact]) {
                 .queues
                 .iter()
                 .any(|queue| **queue == *job.class.queue);
-            // Of commands the view says nothing: a worker that was given one can run them.
-            let runs = job.class.kind == Kind::Handler;
+            let runs = job.class.kind == Kind::Handler || commands(worker.name);
             assert!(
                 !(serves && runs) || place > *worst,
                 "{:?} waits, and {:?} was given to {}, which could have run it (P5)",

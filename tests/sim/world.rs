@@ -526,6 +526,10 @@ impl World {
 
     fn turn(&mut self, epoch: u32, what: Happening) {
         let (now, check_every) = (self.now, self.options.check_every);
+        let parts_check = self.options.parts_check;
+        let without = self.machines.iter().filter(|machine| !machine.commands);
+        let without: Vec<String> = without.map(|machine| machine.name.clone()).collect();
+        let commands = |name: &str| !without.iter().any(|other| other == name);
         let Some(server) = self.server(epoch, what) else {
             return;
         };
@@ -550,8 +554,10 @@ impl World {
             }
         });
         if looks {
-            server.dispatch.engine().check();
-            order::check(server.dispatch.engine(), &facts);
+            if parts_check {
+                server.dispatch.engine().check();
+            }
+            order::check(server.dispatch.engine(), &facts, &commands);
         }
         let next = server.dispatch.next_turn();
         let at = now + next.since(server.clock.now()).micros();
@@ -781,7 +787,8 @@ impl World {
         }
         let before = machine.events;
         let oracle = Arc::clone(&self.oracle);
-        let check = self.tally.events.is_multiple_of(self.options.check_every);
+        let check =
+            self.options.parts_check && self.tally.events.is_multiple_of(self.options.check_every);
         let mut around = Around {
             now: self.now,
             rng: &mut self.rng,
