@@ -1,6 +1,6 @@
 //! Runs seeds, says how it went, and explains the one that failed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Once;
@@ -15,6 +15,8 @@ use crate::trace::{Trace, Wanted};
 use crate::world::{Tally, World};
 
 thread_local! {
+    /// A run is under way on this thread: its panics are findings.
+    static RUNS: Cell<bool> = const { Cell::new(false) };
     /// The words of the last panic on this thread.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
     /// This thread's clocks: one set, used by one run after another.
@@ -34,7 +36,10 @@ pub(crate) fn run(options: &Options, wanted: Wanted) -> Result<Tally, Box<Failur
     quiet();
     let readings = READINGS.with(|readings| *readings);
     let mut world = World::new(options.clone(), readings, Trace::new(wanted));
-    match panic::catch_unwind(AssertUnwindSafe(|| world.run())) {
+    RUNS.set(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(|| world.run()));
+    RUNS.set(false);
+    match done {
         Ok(()) => Ok(world.tally.clone()),
         Err(_) => Err(Box::new(Failure {
             why: LAST_PANIC.with(|words| words.borrow().clone()),
@@ -59,15 +64,14 @@ pub(crate) fn explain(options: &Options) -> String {
     )
 }
 
-/// The words of a panic are kept, not printed.
+/// The words of a finding are kept, not printed.
 fn quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            let mine = std::thread::current().name() == Some("main");
             LAST_PANIC.with(|words| *words.borrow_mut() = info.to_string());
-            if !mine && std::env::args().any(|arg| arg == "--loud") {
+            if !RUNS.get() {
                 before(info);
             }
         }));
