@@ -627,6 +627,7 @@ impl Engine {
             losses: job.losses,
             worker: held.map(|held| worker_view(self.workers.get(held.worker))),
             started: held.and_then(|held| held.started),
+            over: matches!(job.phase(), Phase::Ending(_)),
         }
     }
 
@@ -874,6 +875,8 @@ pub struct JobView<'a> {
     pub worker: Option<WorkerView<'a>>,
     /// When the current attempt was reported started.
     pub started: Option<Time>,
+    /// Its end waits for its commit: nothing more is done with it.
+    pub over: bool,
 }
 
 /// A worker, as a query sees it.

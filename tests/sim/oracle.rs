@@ -86,6 +86,8 @@ pub(crate) struct Oracle {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     /// Jobs as they were at the last sync, those changed since.
     unsynced: BTreeMap<JobId, Option<Job>>,
+    /// Jobs that went with the power before they were synced.
+    taken: BTreeSet<JobId>,
     pub(crate) truths: BTreeMap<Fence, Truth>,
     /// By plan: the jobs made of it.
     pub(crate) made: BTreeMap<u64, Vec<JobId>>,
@@ -109,6 +111,7 @@ impl Oracle {
             peaceful,
             jobs: BTreeMap::new(),
             unsynced: BTreeMap::new(),
+            taken: BTreeSet::new(),
             truths: BTreeMap::new(),
             made: BTreeMap::new(),
             highest: 0,
@@ -171,6 +174,7 @@ impl Oracle {
                         !(now.promised && now.sync),
                         "{id:?} was promised and is gone with the power (P1)"
                     );
+                    self.taken.insert(id);
                     if let Some(made) = self.made.get_mut(&now.plan) {
                         made.retain(|other| *other != id);
                     }
@@ -543,6 +547,9 @@ impl Oracle {
     pub(crate) fn accepted(&mut self, first: JobId, plans: std::ops::Range<u64>) {
         for (id, plan) in (first.raw()..).zip(plans) {
             let id = JobId::new(id).expect("an id");
+            if self.taken.contains(&id) {
+                continue; // the power was faster than the word
+            }
             let job = self.jobs.get_mut(&id);
             let job = job.unwrap_or_else(|| panic!("{id:?} was promised and is not on disk (P1)"));
             assert_eq!(job.plan, plan, "the promise is about that job");

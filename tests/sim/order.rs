@@ -39,7 +39,7 @@ pub(crate) fn check(engine: &Engine, facts: &[Fact], commands: &dyn Fn(&str) -> 
         .filter_map(|worker| last.get(&worker.id).map(|place| (worker, *place)))
         .collect();
     for job in engine.jobs_from(JobId::MIN, false) {
-        if job.state != JobState::Queued {
+        if job.state != JobState::Queued || job.over {
             continue;
         }
         let place = (-i16::from(job.priority.raw()), job.id);
@@ -48,14 +48,14 @@ pub(crate) fn check(engine: &Engine, facts: &[Fact], commands: &dyn Fn(&str) -> 
                 .queues
                 .iter()
                 .any(|queue| **queue == *job.class.queue);
-            // Of commands only where every worker runs them: the view does not say who does.
-            let runs = job.class.kind == Kind::Handler && commands(worker.name);
+            let runs = job.class.kind == Kind::Handler || commands(worker.name);
             assert!(
                 !(serves && runs) || place > *worst,
-                "{:?} waits, and {:?} was given to {}, which could have run it (P5)",
+                "{:?} waits, and {:?} was given to {}, which could have run it (P5): {job:?} before {:?}",
                 job.id,
                 worst.1,
-                worker.name
+                worker.name,
+                engine.job(worst.1)
             );
         }
     }

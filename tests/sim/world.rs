@@ -590,6 +590,7 @@ impl World {
             self.poll_answers();
             return;
         }
+        self.poll_answers(); // a repeated request needs no commit
         self.rest(epoch);
     }
 
