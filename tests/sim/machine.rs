@@ -419,7 +419,7 @@ impl Machine {
         exits
     }
 
-    fn send(&mut self, frame: Frame, around: &mut Around<'_>) {
+    fn send(&mut self, frame: Frame, around: &Around<'_>) {
         if let Frame::Reports(batch) = &frame {
             let mut oracle = around.oracle();
             for (number, report) in (batch.first..).zip(&batch.reports) {

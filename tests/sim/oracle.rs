@@ -355,9 +355,8 @@ impl Oracle {
             }
             Charge::Later => {
                 job.later += 1;
-                let code = match truth.report {
-                    Some((Outcome::Exited { code }, false, _)) => code,
-                    _ => panic!("{fence:?} said 'later' without a word: {truth:?}"),
+                let Some((Outcome::Exited { code }, false, _)) = truth.report else {
+                    panic!("{fence:?} said 'later' without a word: {truth:?}");
                 };
                 assert!(spec.retry.later.contains(&code) && job.later <= 100);
             }
@@ -527,15 +526,14 @@ impl Oracle {
             "only what is out cancels"
         );
         assert_eq!(job.cancelling, None, "it begins to cancel once");
-        match cancelling.reason {
-            Reason::CancelledByUser => assert!(was_asked, "nobody asked for it"),
-            Reason::Deadline => {
-                assert!(
-                    is_before_or_wall(job.deadline, cancelling.at),
-                    "it had time left"
-                );
-            }
-            reason => panic!("{reason:?} is no reason to cancel"),
+        if cancelling.reason == Reason::CancelledByUser {
+            assert!(was_asked, "nobody asked for it");
+        } else {
+            assert_eq!(cancelling.reason, Reason::Deadline, "no reason to cancel");
+            assert!(
+                is_before_or_wall(job.deadline, cancelling.at),
+                "it had time left"
+            );
         }
         job.cancelling = Some(cancelling.reason);
         job.cancelling_since = cancelling.at;
@@ -603,11 +601,12 @@ impl Oracle {
             return;
         }
         truth.report = Some(said);
-        let fits = match report.outcome {
-            Outcome::Returned => true,
-            Outcome::TimedOut => truth.told,
-            outcome => truth.ended == Some(outcome) || truth.starts == 0,
-        };
+        let fits = report.outcome == Outcome::Returned
+            || if report.outcome == Outcome::TimedOut {
+                truth.told
+            } else {
+                truth.ended == Some(report.outcome) || truth.starts == 0
+            };
         assert!(
             fits,
             "{fence:?} is reported {:?}, it was {truth:?}",

@@ -122,7 +122,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
             _ => return Err(format!("{arg} is not an option")),
         };
         let value = args.next().ok_or(format!("{arg} needs a number"))?;
-        *place = Some(value.parse().map_err(|_| format!("{value} is no number"))?);
+        *place = Some(value.parse().or(Err(format!("{value} is no number")))?);
     }
     Ok(parsed)
 }

@@ -230,7 +230,7 @@ impl Server {
     }
 
     /// What dispatch has just given to the writer.
-    pub(crate) fn pass_facts(&mut self, look: &mut dyn FnMut(&[Fact])) {
+    pub(crate) fn pass_facts(&self, look: &mut dyn FnMut(&[Fact])) {
         let mut writes = Vec::new();
         if self.facts.drain(&mut writes, usize::MAX) == 0 {
             return;

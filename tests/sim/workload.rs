@@ -214,7 +214,12 @@ fn body(plan: u64, class: &ClassSpec) -> Bytes {
             stdin: None,
         }),
         Kind::Handler => Task::Handler(Handler {
-            name: if plan % 3 == 0 { THREAD } else { INLINE }.to_owned(),
+            name: if plan.is_multiple_of(3) {
+                THREAD
+            } else {
+                INLINE
+            }
+            .to_owned(),
             payload: plan.to_string().into(),
         }),
     };

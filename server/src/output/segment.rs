@@ -20,7 +20,8 @@ pub(super) const SEGMENT_HEADER_BYTES: u32 = 40;
 /// No segment of ours is larger: a batch is written only into one below its usual size.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const MAGIC: &[u8; 8] = b"HOSTSEG1";
-const SPACE_BYTES: usize = 1 << 20;
+/// Room for less than that is none.
+const SPACE_BYTES_MIN: usize = 1 << 20;
 /// What is gathered before it is written to a segment's successor.
 const REWRITE_BUFFER_BYTES: usize = 1 << 20;
 
@@ -331,10 +332,10 @@ pub(super) fn sync_file(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes, syncs and removes a file of the size of a few chunks.
-pub(super) fn try_space(dir: &Path) -> io::Result<()> {
+/// Writes, syncs and removes a file of that many bytes, and of a few chunks at least.
+pub(super) fn try_space(dir: &Path, bytes: usize) -> io::Result<()> {
     let path = dir.join("space.tmp");
-    let tried = std::fs::write(&path, vec![0; SPACE_BYTES])
+    let tried = std::fs::write(&path, vec![0; bytes.max(SPACE_BYTES_MIN)])
         .and_then(|()| File::options().write(true).open(&path)?.sync_data());
     let removed = std::fs::remove_file(&path);
     tried.and(removed)

@@ -343,8 +343,8 @@ impl Segments {
     }
 
     /// Whether the disk takes something again, asked while nobody sends any output that would show it.
-    pub(super) fn try_space(&self) -> io::Result<()> {
-        segment::try_space(&self.options.dir)
+    pub(super) fn try_space(&self, bytes: usize) -> io::Result<()> {
+        segment::try_space(&self.options.dir, bytes)
     }
 
     fn overgrown(&self) -> bool {

@@ -87,6 +87,8 @@ pub(super) struct Thread {
     changed: BTreeSet<JobId>,
     reads: Vec<(Read, Reply)>,
     purges: Vec<oneshot::Sender<()>>,
+    /// The size of a batch that found no room, until one finds some: with less there is no end of the trouble.
+    refused_bytes: usize,
     out: Vec<Answer>,
     /// Streamed attempts that have ended, by job.
     lingering: BTreeMap<JobId, Vec<Lingering>>,
@@ -125,6 +127,7 @@ impl Thread {
             changed: BTreeSet::new(),
             reads: Vec::new(),
             purges: Vec::new(),
+            refused_bytes: 0,
             out: Vec::new(),
             lingering: BTreeMap::new(),
             housekeeping_due: Time::ZERO,
@@ -221,17 +224,21 @@ impl Thread {
     }
 
     fn finish_turn(&mut self) {
-        let appended = self.segments.batch_bytes() as u64;
+        let bytes = self.segments.batch_bytes();
         match self.segments.commit(self.clock.wall().millis()) {
             Ok(()) => {
-                if appended > 0 {
-                    self.status.appended_bytes.add(appended);
+                if bytes > 0 {
+                    self.refused_bytes = 0;
+                    self.status.appended_bytes.add(bytes as u64);
                     self.status.set_trouble(None);
                 }
                 self.status.stored_bytes.set(self.segments.stored_bytes());
                 self.acknowledge();
             }
-            Err(error) => self.fail(&error.to_string()),
+            Err(error) => {
+                self.refused_bytes = self.refused_bytes.max(bytes);
+                self.fail(&error.to_string());
+            }
         }
         for (read, reply) in std::mem::take(&mut self.reads) {
             self.answer(read, reply);
@@ -427,7 +434,8 @@ impl Thread {
         }
         // Whoever looks at health keeps jobs away while it is red: so it must not need their output to turn green.
         let in_trouble = self.status.trouble().is_some();
-        if in_trouble && !self.segments.is_broken() && self.segments.try_space().is_ok() {
+        let has_room = || self.segments.try_space(self.refused_bytes).is_ok();
+        if in_trouble && !self.segments.is_broken() && has_room() {
             tracing::info!("the disk of output takes something again");
             self.status.set_trouble(None);
         }
