@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::BytesMut;
 use hostler_engine::spec::Kind;
 use hostler_wire::decoder::Decoder;
-use hostler_wire::frame::{Challenge, Frame, Login, Role, Task, Work};
+use hostler_wire::frame::{Challenge, Frame, Live, Login, Probe, ProbeReply, Role, Task, Work};
 use hostler_wire::handshake::ClientHandshake;
 use hostler_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX};
 use hostler_wire::token::Token;
@@ -52,6 +52,7 @@ pub(crate) struct Child {
     pub(crate) serial: u64,
     behaviour: Behaviour,
     outcome: Outcome,
+    since: u64,
     ends_at: Option<u64>,
     pub(crate) told: bool,
     is_handler: bool,
@@ -409,7 +410,8 @@ impl Machine {
                     Effect::End { fence, force } => self.end(fence, force, around),
                     Effect::Reconnect(_) => self.leave(around),
                     Effect::Exit(_) => exits = true,
-                    Effect::Forget(_) | Effect::Answer(_) => {}
+                    Effect::Answer(probe) => self.answer(&probe, around),
+                    Effect::Forget(_) => {}
                 }
             }
             if self.effects.is_empty() {
@@ -500,6 +502,7 @@ impl Machine {
             serial: *around.next_serial,
             behaviour,
             outcome: behaviour.outcome,
+            since: around.now,
             ends_at: (!hangs).then_some(around.now + runs),
             told: false,
             is_handler: kind == Kind::Handler,
@@ -508,6 +511,25 @@ impl Machine {
             around.endings.push((child.serial, fence, at));
         }
         self.children.insert(fence, child);
+    }
+
+    /// What it runs of what was asked for. Processes of ours are silent from their start on.
+    fn answer(&mut self, probe: &Probe, around: &Around<'_>) {
+        let session = self.session.as_ref().expect("it lives");
+        let lives = probe.fences.iter().filter_map(|&fence| {
+            let since = self.children.get(&fence).map(|child| child.since);
+            Some(Live {
+                fence: Some(fence),
+                started: session.started(fence)?,
+                quiet_ms: (around.now - since.unwrap_or(around.now)) / MS,
+                ..Live::default()
+            })
+        });
+        let reply = ProbeReply {
+            ask: probe.ask,
+            lives: lives.collect(),
+        };
+        self.effects.push(Effect::Send(Frame::ProbeReply(reply)));
     }
 
     /// TERM, or KILL.

@@ -327,7 +327,7 @@ impl Oracle {
         }
         match again.charge {
             Charge::Failure => {
-                check_failure(fence, again.reason, &truth, spec.timeout);
+                check_failure(fence, again.reason, &truth, spec);
                 job.failures += 1;
                 assert!(
                     job.failures < spec.retry.max_attempts,
@@ -484,7 +484,7 @@ impl Oracle {
             }
             (JobState::Failed, reason) => {
                 let fence = ended.fence.expect("only an attempt fails");
-                check_failure(fence, reason, &truth, spec.timeout);
+                check_failure(fence, reason, &truth, spec);
                 let fatal = matches!(
                     truth.report,
                     Some((Outcome::HandlerFailed { fatal: true, .. }, _, _))
@@ -602,7 +602,7 @@ impl Oracle {
         }
         truth.report = Some(said);
         let fits = report.outcome == Outcome::Returned
-            || if report.outcome == Outcome::TimedOut {
+            || if matches!(report.outcome, Outcome::TimedOut | Outcome::Stalled) {
                 truth.told
             } else {
                 truth.ended == Some(report.outcome) || truth.starts == 0
@@ -686,11 +686,14 @@ fn check_length(fence: Fence, spec: &ClassSpec, started: Option<Time>, at: Time)
 }
 
 /// A failure is what the worker reported, or the server's own backstop for a time limit.
-fn check_failure(fence: Fence, reason: Reason, truth: &Truth, timeout: Option<Span>) {
+fn check_failure(fence: Fence, reason: Reason, truth: &Truth, spec: &ClassSpec) {
     let said = truth.report.map(|(outcome, _, _)| outcome);
     let fits = match (reason, said) {
         (Reason::Timeout, said) => {
-            timeout.is_some() && (said == Some(Outcome::TimedOut) || truth.said_started)
+            spec.timeout.is_some() && (said == Some(Outcome::TimedOut) || truth.said_started)
+        }
+        (Reason::Stalled, said) => {
+            spec.stall.is_some() && (said == Some(Outcome::Stalled) || truth.said_started)
         }
         (Reason::ExitCode, Some(Outcome::Exited { .. }))
         | (Reason::Signal, Some(Outcome::Signalled { .. }))
@@ -709,10 +712,11 @@ fn is_retried(class: &Class, reason: Reason, truth: &Truth) -> bool {
     let outcome = truth.report.map(|(outcome, _, _)| outcome);
     let matches = |rule: &Rule| match *rule {
         Rule::Codes(from, to) => {
-            matches!(outcome, Some(Outcome::Exited { code }) if (from..=to).contains(&code))
+            reason == Reason::ExitCode
+                && matches!(outcome, Some(Outcome::Exited { code }) if (from..=to).contains(&code))
         }
         Rule::Signal => reason == Reason::Signal,
-        Rule::Timeout => reason == Reason::Timeout,
+        Rule::Timeout => matches!(reason, Reason::Timeout | Reason::Stalled),
         Rule::OutOfMemory => reason == Reason::OutOfMemory,
         Rule::Spawn => reason == Reason::SpawnFailed,
         Rule::Error => reason == Reason::HandlerError,

@@ -275,7 +275,9 @@ fn class(rng: &mut Rng) -> ClassSpec {
         timeout: rng
             .chance(300)
             .then(|| Span::from_millis(rng.pick(&[100, 1_000, 10_000]))),
-        stall: None,
+        stall: rng
+            .chance(150)
+            .then(|| Span::from_millis(rng.pick(&[500, 5_000]))),
         grace: rng
             .chance(300)
             .then(|| Span::from_millis(rng.pick(&[1, 500, 3_000]))),
