@@ -289,7 +289,10 @@ impl Engine {
         };
         let worker = self.workers.get_mut(at);
         worker.alarmed = false;
-        if worker.heard + self.config.worker_grace <= now && !mutation::is("worker never lost") {
+        if mutation::is("worker never lost") {
+            return;
+        }
+        if worker.heard + self.config.worker_grace <= now {
             self.lose(now, at, out);
         } else {
             self.watch_lease(at);
