@@ -143,7 +143,8 @@ pub(super) const CREATED_FROM: &str =
     "SELECT id, created_ms FROM jobs WHERE id >= ?1 ORDER BY id LIMIT 1";
 
 // Verification. Everything by its key, so that it streams.
-pub(super) const V_SCHEMA: &str = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY name";
+pub(super) const V_SCHEMA: &str =
+    "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY name";
 pub(super) const V_META: &str = "SELECT length(cluster), mark_id, mark_seq, purged_id, epoch, batch, ids_through, \
      (engine_us IS NULL) + (boot IS NULL) + (boottime_us IS NULL) + (wall_ms IS NULL) FROM meta WHERE one = 1";
 pub(super) const V_EPOCHS: &str = "SELECT epoch, length(nonce) FROM epochs ORDER BY epoch";
@@ -165,4 +166,5 @@ pub(super) const V_KEYS: &str = "SELECT n, length(hash), first, count FROM keys 
 pub(super) const V_JOBS_FROM_TO: &str = "SELECT count(*) FROM jobs WHERE id >= ?1 AND id <= ?2";
 pub(super) const V_METRICS: &str = "SELECT epoch, commits, submitted, succeeded, failed, cancelled, expired, skipped, attempts, refused, live \
      FROM metrics ORDER BY epoch, commits";
-pub(super) const V_NAMES: &str = "SELECT code, name FROM state_names UNION ALL SELECT code + 1000, name FROM reason_names";
+pub(super) const V_NAMES: &str =
+    "SELECT code, name FROM state_names UNION ALL SELECT code + 1000, name FROM reason_names";
