@@ -226,14 +226,18 @@ async fn accept(
     };
     let here = Arc::new(Here::default());
     let stopping = stop.clone();
+    let mut no_room = false;
     while let Either::Left(accepted) = race(listener.accept(), told(&mut stop)).await {
         match accepted {
             Ok((stream, _from)) => {
+                no_room = false;
                 admit(stream, &shared, &here, stopping.clone());
             }
             Err(error) => {
                 // Descriptors or memory ran out, or the client has gone already: the next one may do better.
-                tracing::warn!(%error, "a connection could not be accepted");
+                if !std::mem::replace(&mut no_room, true) {
+                    tracing::warn!(%error, "connections cannot be accepted at the moment");
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }

@@ -169,9 +169,14 @@ pub struct Needs {
     pub output: output::Handle,
 }
 
+/// Opens a port for many clients at once, as HTTP needs one too.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    listener::open(address)
+}
+
 /// Opens the worker port.
 pub fn open(address: SocketAddr) -> io::Result<Net> {
-    let listener = listener::open(address)?;
+    let listener = mio::net::TcpListener::from_std(listener::open(address)?);
     let address = listener.local_addr()?;
     let poll = mio::Poll::new()?;
     let wake = Wake::poll(mio::Waker::new(poll.registry(), wire::WAKER)?);

@@ -116,12 +116,11 @@ impl Server {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let store = SqliteStore::open(&config.data_dir)?;
         let auth = Arc::new(Auth::open(&config)?);
-        let http_listener =
-            TcpListener::bind(config.listen).map_err(|error| StartError::Listen {
-                what: "http",
-                address: config.listen,
-                error,
-            })?;
+        let http_listener = net::listen(config.listen).map_err(|error| StartError::Listen {
+            what: "http",
+            address: config.listen,
+            error,
+        })?;
         let address = config.worker_listen;
         let worker_port = net::open(address).map_err(|error| StartError::Listen {
             what: "worker",

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{Shutdown, TcpStream};
 
 use hostler_tests::{Cluster, PATIENCE, Request, elapsed, eventually, full, now, size};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
 #[test]
@@ -400,6 +401,42 @@ fn slow_clients_do_not_keep_others_waiting() {
     for stream in slow {
         stream.shutdown(Shutdown::Both).ok();
     }
+}
+
+#[test]
+fn a_server_out_of_descriptors_waits_for_some_and_loses_nothing() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 2);
+    let mut client = cluster.client();
+    client.get("/healthz").expect(200); // it has its connection from now on
+    let mut accepted = vec![cluster.submit(&json!({"command": "echo before"}))];
+    cluster.await_end(accepted[0]);
+    let pid = cluster.server().pid();
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap();
+    let limit = Rlimit {
+        current: Some(open.count() as u64 + 8),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(Some(pid), Resource::Nofile, limit).unwrap();
+
+    // More of them than there are descriptors; the others stay in the kernel's line.
+    let address = cluster.http_addr();
+    let idle: Vec<_> = (0..40)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    for _ in 0..20 {
+        let answer = client.post("/jobs", &json!({"command": "echo during"}));
+        accepted.push(answer.expect(201).json()["id"].as_u64().unwrap());
+    }
+    drop(idle);
+    eventually(PATIENCE, "a new client is served", || {
+        cluster.client().get("/healthz").status == 200
+    });
+    prlimit(Some(pid), Resource::Nofile, before).unwrap();
+    for id in accepted {
+        assert_eq!(cluster.await_end(id)["state"], "succeeded");
+    }
+    cluster.database().check();
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! From submission to end: nothing lost, nothing doubled, everything in its order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use hostler_tests::{
-    Client, Cluster, Database, Effects, PATIENCE, Process, Request, Scratch, eventually, free_port,
-    full, size, wait_for,
+    Client, Cluster, Database, Effects, PATIENCE, Process, Request, Scratch, elapsed, eventually,
+    free_port, full, now, size, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -125,10 +125,11 @@ fn two_hundred_concurrent_submitters_lose_nothing_and_each_priority_keeps_its_or
     let mut cluster = Cluster::start();
     let effects = cluster.effects();
     let start = Barrier::new(200);
+    let waits = Mutex::new(Vec::new());
     let accepted: Vec<(u64, i64)> = thread::scope(|scope| {
         let submitters: Vec<_> = (0..200)
             .map(|n| {
-                let (start, effects) = (&start, &effects);
+                let (start, effects, waits) = (&start, &effects, &waits);
                 let mut client = cluster.client();
                 scope.spawn(move || {
                     start.wait();
@@ -136,7 +137,9 @@ fn two_hundred_concurrent_submitters_lose_nothing_and_each_priority_keeps_its_or
                         let priority = (n + k) % 3 - 1;
                         let mut job = effects.job("true");
                         job["priority"] = json!(priority);
+                        let sent = now();
                         let answer = client.post("/jobs", &job).expect(201).json();
+                        waits.lock().unwrap().push(elapsed(sent));
                         (answer["id"].as_u64().unwrap(), priority)
                     };
                     (0..i64::try_from(each).unwrap())
@@ -150,6 +153,12 @@ fn two_hundred_concurrent_submitters_lose_nothing_and_each_priority_keeps_its_or
             .flat_map(|it| it.join().unwrap())
             .collect()
     });
+    let mut waits = waits.into_inner().unwrap();
+    waits.sort_unstable();
+    let (median, late) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+    eprintln!(
+        "200 submitters at once: a 201 after {median:?} at the median, {late:?} at the 99th percentile"
+    );
     let ids: BTreeSet<u64> = accepted.iter().map(|(id, _)| *id).collect();
     assert_eq!(ids.len(), 200 * each, "an id was given out twice");
     assert!(ids.iter().all(|id| *id < 1 << 53));
@@ -353,7 +362,8 @@ fn a_delayed_job_waits_and_says_until_when() {
     assert_eq!(waiting["state"], "scheduled", "{waiting}");
     assert_eq!(waiting["reason"], "delayed", "{waiting}");
     let due = hostler_tests::parse_rfc3339_ms(waiting["due_at"].as_str().unwrap());
-    assert!(due >= before + 1_500, "due {due}, accepted after {before}");
+    // Both are whole milliseconds: one may be the rounding.
+    assert!(due >= before + 1_499, "due {due}, accepted after {before}");
     cluster.await_end(id);
     let start = effects.of(id)[0].at_ms;
     assert!(start >= due - 1, "started {} ms early", due - start);

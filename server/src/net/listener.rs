@@ -1,4 +1,4 @@
-//! The worker port: opening it, and taking connections from it.
+//! Opening a port (HTTP's too), and taking connections from the worker port.
 //!
 //! Not here: what becomes of a connection (`net`).
 
@@ -18,7 +18,10 @@ const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Opens a listening port. Never shared: a second server on it is an error. Sockets made by std, mio and socket2 are
 /// CLOEXEC, so no child keeps it.
-pub(super) fn open(address: SocketAddr) -> io::Result<TcpListener> {
+///
+/// Whoever finds the line of those who wait full is heard a second later, when the kernel tries again: std's 128 are fewer than
+/// submit at once.
+pub(super) fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -29,7 +32,7 @@ pub(super) fn open(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(TcpListener::from_std(socket.into()))
+    Ok(socket.into())
 }
 
 /// What to do after a call to accept.

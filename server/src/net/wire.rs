@@ -87,6 +87,8 @@ pub(super) struct Wire {
     arrivals: Vec<Arrival>,
     room: Box<[u8]>,
     accept_at: Option<Time>,
+    /// The last one could not be accepted, and that was told.
+    no_room: bool,
     beat_at: Time,
     stopping: bool,
 }
@@ -125,6 +127,7 @@ impl Wire {
             arrivals: Vec::new(),
             room: vec![0; READ_BYTES].into_boxed_slice(),
             accept_at: Some(now),
+            no_room: false,
             beat_at: now,
             stopping: false,
         })
@@ -498,12 +501,15 @@ impl Wire {
             };
             match accept(listener) {
                 Accepted::Connection(stream, peer) => {
+                    self.no_room = false;
                     self.status.accepted.add(1);
                     self.take_connection(stream, peer, now);
                 }
                 Accepted::Nobody => return,
                 Accepted::Later(error) => {
-                    tracing::warn!(%error, "connections from workers cannot be accepted at the moment");
+                    if !std::mem::replace(&mut self.no_room, true) {
+                        tracing::warn!(%error, "connections from workers cannot be accepted at the moment");
+                    }
                     self.accept_at = Some(now + ACCEPT_PAUSE);
                     return;
                 }
