@@ -74,6 +74,18 @@ impl Engine {
         let known = self.workers.named(&join.name);
         let same = known.filter(|at| self.workers.get(*at).instance == join.instance);
         if let Some(at) = same {
+            if self
+                .workers
+                .get(at)
+                .newest
+                .is_some_and(|newest| session < newest)
+            {
+                // A login that was long on its way: what it lists is of then.
+                return out.push(Effect::Refuse {
+                    session,
+                    why: Refusal::Deaf,
+                });
+            }
             if let Some(old) = self.workers.get(at).session() {
                 // It connected anew before we saw the old connection end.
                 self.detach(now, at, out);
@@ -128,6 +140,7 @@ impl Engine {
         worker.draining = false;
         worker.rests_until = Time::ZERO;
         worker.heard = now;
+        worker.newest = Some(session);
         let id = worker.id;
         if let Some(former) = former {
             self.leave_profile(former);

@@ -24,6 +24,8 @@ pub(crate) struct Worker {
     pub(crate) tag: u32,
     pub(crate) instance: u64,
     pub(crate) link: Option<Link>,
+    /// The greatest session it had: what comes in a lesser one is older.
+    pub(crate) newest: Option<SessionId>,
     pub(crate) slots: u32,
     pub(crate) queues: Vec<String>,
     pub(crate) labels: Vec<(String, String)>,
@@ -140,6 +142,7 @@ impl Worker {
             name,
             instance,
             link: None,
+            newest: None,
             slots: 0,
             queues: Vec::new(),
             labels: Vec::new(),

@@ -378,7 +378,7 @@ impl Oracle {
                 };
                 assert!(
                     kept_nothing,
-                    "{fence:?} was taken back, and its report said {reported:?} (P4)"
+                    "{fence:?} was taken back, and its report said {reported:?} (P4): {again:?}"
                 );
                 let may_again =
                     spec.max_losses > 0 || again.reason != Reason::WorkerLost || truth.starts == 0;

@@ -39,6 +39,8 @@ struct Line {
     stage: Stage,
     decoder: Decoder,
     heard: Time,
+    /// In the order in which they were accepted.
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,7 @@ pub(crate) struct Server {
     pub(crate) doomed: Arc<AtomicBool>,
     lines: BTreeMap<ConnId, Line>,
     pub(crate) sessions: BTreeMap<SessionId, ConnId>,
-    last_session: u64,
+    accepted: u64,
     identity: Identity,
     grace_ms: u32,
     verifier: Verifier,
@@ -197,7 +199,7 @@ impl Server {
             doomed,
             lines: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            last_session: 0,
+            accepted: 0,
             grace_ms: u32::try_from(options.grace / 1_000).expect("seconds"),
             verifier,
             nonce: 0,
@@ -246,10 +248,15 @@ impl Server {
     /// Something came on a connection.
     pub(crate) fn hear(&mut self, conn: ConnId, bytes: &BytesMut, out: &mut Vec<Said>) -> u64 {
         let now = self.clock.now();
-        let line = self.lines.entry(conn).or_insert_with(|| Line {
-            stage: Stage::Hello,
-            decoder: Decoder::new(),
-            heard: now,
+        let accepted = &mut self.accepted;
+        let line = self.lines.entry(conn).or_insert_with(|| {
+            *accepted += 1;
+            Line {
+                stage: Stage::Hello,
+                decoder: Decoder::new(),
+                heard: now,
+                number: *accepted,
+            }
         });
         line.decoder.buffer().extend_from_slice(bytes);
         let mut frames = Vec::new();
@@ -297,8 +304,7 @@ impl Server {
             (Stage::Login(handshake), Frame::Login(login)) => {
                 assert_eq!(handshake.role(), Role::Control);
                 handshake.login(&login).expect("the worker is ours");
-                self.last_session += 1;
-                let session = SessionId::new(self.last_session);
+                let session = SessionId::new(line.number);
                 line.stage = Stage::Control(session);
                 line.heard = now;
                 line.decoder.accept_up_to(FRAME_BYTES_MAX);

@@ -46,6 +46,23 @@ fn what_it_does_not_list_never_reached_it_and_goes_elsewhere_uncharged() {
 }
 
 #[test]
+fn a_login_that_was_overtaken_by_a_newer_connections_takes_nothing_back() {
+    let mut t = Trial::new();
+    let overtaken = t.opens();
+    t.worker("w1", slots(1))
+        .submit("a")
+        .expect("assign a.1 to w1");
+    t.starts("a");
+    // It was sent before a.1 was given out, and does not list it.
+    t.joins_in(overtaken, "w1", slots(1))
+        .expect("refuse w1: deaf")
+        .expect_nothing();
+    t.ends("a", OK)
+        .expect("finished a succeeded")
+        .expect("ack 1 to w1");
+}
+
+#[test]
 fn what_it_lists_and_we_do_not_know_is_void() {
     let mut t = with_two_out();
     t.ends("b", OK)

@@ -270,8 +270,22 @@ impl Trial {
     }
 
     pub(crate) fn joins(&mut self, name: &str, worker: NewWorker) -> &mut Self {
-        let session = SessionId::new(self.next_session);
+        let session = self.opens();
+        self.joins_in(session, name, worker)
+    }
+
+    /// A connection is accepted; its login may be long in coming.
+    pub(crate) fn opens(&mut self) -> SessionId {
         self.next_session += 1;
+        SessionId::new(self.next_session - 1)
+    }
+
+    pub(crate) fn joins_in(
+        &mut self,
+        session: SessionId,
+        name: &str,
+        worker: NewWorker,
+    ) -> &mut Self {
         self.names.insert(session, name.into());
         let former = self.sessions.insert(name.into(), session);
         self.event(Event::Joined(Box::new(Join {
@@ -285,11 +299,9 @@ impl Trial {
             held: worker.held,
             last_report: self.reports.get(name).copied().unwrap_or(0),
         })));
-        if self
-            .effects
-            .iter()
-            .any(|e| *e == format!("refuse {name}: name in use"))
-        {
+        let in_use = format!("refuse {name}: name in use");
+        let overtaken = former.is_some_and(|former| session < former);
+        if overtaken || self.effects.contains(&in_use) {
             self.sessions.insert(name.into(), former.unwrap());
         }
         self

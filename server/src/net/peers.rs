@@ -27,19 +27,19 @@ pub(super) struct Peer {
     pub pipe: Option<PipeId>,
 }
 
-/// All sessions and pipes. Their numbers only grow, from 1 in each epoch.
+/// All sessions and pipes.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     pub sessions: HashMap<SessionId, Peer>,
     pipes: HashMap<PipeId, (Place, SessionId)>,
-    last_session: u64,
     last_pipe: PipeId,
 }
 
 impl Peers {
+    /// A session has the number of its connection. A worker dials again only after it has given up the connection before, so
+    /// that of two sessions of one instance the greater number is the newer one, in whatever order their logins come.
     pub(super) fn join(&mut self, place: Place, login: &Login) -> SessionId {
-        self.last_session += 1;
-        let session = SessionId::new(self.last_session);
+        let session = SessionId::new(place.serial);
         let peer = Peer {
             place,
             name: login.name.clone(),
