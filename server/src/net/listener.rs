@@ -19,8 +19,8 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// Opens a listening port. Never shared: a second server on it is an error. Sockets made by std, mio and socket2 are
 /// CLOEXEC, so no child keeps it.
 ///
-/// Whoever finds the line of those who wait full is heard a second later, when the kernel tries again: std's 128 are fewer than
-/// submit at once.
+/// Whoever finds the line of those who wait full is heard a second later, when the kernel tries again: std's 128 are
+/// fewer than submit at once.
 pub(super) fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
