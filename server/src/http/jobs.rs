@@ -24,6 +24,7 @@ use crate::http::body::{self, Body};
 use crate::http::guard::{self, Media};
 use crate::http::params::{Params, wrong};
 use crate::http::problem::{self, Code, Refusal};
+use crate::http::query::Known;
 use crate::http::{Parts, asked, intake, logs, ops, query};
 use crate::store::seam::{Draft, ListQuery, Lookup, Moment, Record, Submission};
 use crate::store::writer;
@@ -238,15 +239,20 @@ fn purged(id: JobId) -> Box<Refusal> {
 pub(super) async fn show(parts: &Parts, id: JobId, head: &request::Parts) -> Outcome {
     let params = Params::parse(head.uri.query(), &["wait", "live"])?;
     let live = params.flag("live")?.unwrap_or(true);
+    let mut known = None;
     if let Some(within) = params.duration("wait")? {
         let most = parts.config.limits.wait_max;
         if within > most {
             let detail = format!("must be at most {} s (limits.wait_max)", most.as_secs());
             return Err(wrong("wait", &detail));
         }
-        wait(parts, id, within).await?;
+        known = wait(parts, id, within).await?;
     }
-    let view = query::job(parts, id, live).await?.view(live);
+    let known = match known {
+        Some(known) => known,
+        None => query::job(parts, id, live).await?,
+    };
+    let view = known.view(live);
     let json = serde_json::to_vec(&view).expect("a view has string keys and no failing parts");
     let tag = tag(&json);
     let mut response = if wants(head, &tag) {
@@ -268,19 +274,20 @@ pub(super) async fn show(parts: &Parts, id: JobId, head: &request::Parts) -> Out
 }
 
 /// Waits until the job has ended, and a little longer for the rest of its output, so that whoever asks for the output
-/// next has it whole.
-async fn wait(parts: &Parts, job: JobId, within: Duration) -> Result<(), Box<Refusal>> {
+/// next has it whole. What was read of an ended job is given back: an end is for ever, and asking for it a second time
+/// would wake three threads once more.
+async fn wait(parts: &Parts, job: JobId, within: Duration) -> Result<Option<Known>, Box<Refusal>> {
     let (reply, ended) = oneshot::channel();
     parts.dispatch.ask(Ask::Wait { job, reply });
     match tokio::time::timeout(within, ended).await {
-        Err(_elapsed) => Ok(()),
+        Err(_elapsed) => Ok(None),
         Ok(Err(_dropped)) => Err(problem::stopping()),
         // It had ended before: its output has had its time.
-        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(None)) => Ok(None),
         Ok(Ok(Some(_ended))) => {
-            let known = query::job(parts, job, false).await?;
+            let known = query::stored(parts, job).await?;
             logs::settle(parts, &known).await;
-            Ok(())
+            Ok(known.record.end.is_some().then_some(known))
         }
     }
 }

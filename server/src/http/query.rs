@@ -29,8 +29,17 @@ pub(super) struct Known {
 /// Asks both; a job that is not there is a refusal.
 pub(super) async fn job(parts: &Parts, id: JobId, live: bool) -> Result<Known, Box<Refusal>> {
     let status = status(parts, id, live).await?;
+    let stored = stored(parts, id).await?;
+    Ok(Known { status, ..stored })
+}
+
+/// Asks the store alone: enough for a job whose end the engine has told of.
+pub(super) async fn stored(parts: &Parts, id: JobId) -> Result<Known, Box<Refusal>> {
     match asked(parts.reader.job(id)).await?? {
-        Lookup::Found(record) => Ok(Known { record, status }),
+        Lookup::Found(record) => Ok(Known {
+            record,
+            status: None,
+        }),
         Lookup::Never => Err(Refusal::new(
             Code::JobNotFound,
             format!("there never was a job {id}"),

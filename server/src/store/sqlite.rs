@@ -726,12 +726,20 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
         })
 }
 
+/// Has SQLite plan a statement once and for all. Else it may look at a parameter's value while it plans, and plans anew each
+/// time another one is bound: it did so for a job's record and for its attempts, each time they were asked for.
+pub(super) fn steady_plans(db: &Connection) -> Result<(), Fault> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
 /// Sets the connection up, and the file too if it is new. Refuses one that is not ours, or newer than we are.
 fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
     db.busy_timeout(BUSY)?;
     // A connection that goes because of a failure syncs nothing on its way out: nobody knows what the disk holds.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     db.set_prepared_statement_cache_capacity(64);
+    steady_plans(db)?;
     let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
