@@ -19,6 +19,7 @@ use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::net::{self, Arrival, FindVerifier, Needs, Post};
 use hostler_server::output::{self, Options, Output};
 use hostler_server::{Config, config::Limits};
+use hostler_wire::codec::raw_frame;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{
     Beat, Chunk, Frame, Login, OutputEnd, RefuseCode, Refused, Role, Started, Stream,
@@ -413,12 +414,16 @@ fn garbage_lengths_and_frames_before_their_time_end_their_own_connection_only() 
     let t = Trial::start(|_| {});
     let (mut worker, session) = t.worker("w1");
     let early = encoded(&Frame::Started(Started { fences: vec![] }));
-    let huge = [255, 255, 255, 127, 1, 0];
+    let huge = raw_frame(1, 0, &[0; 513]);
     let garbage = *b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-    for bytes in [&early[..], &huge, &garbage] {
+    for (bytes, code) in [
+        (&early[..], RefuseCode::Invalid),
+        (&huge[..12], RefuseCode::Invalid),
+        (&garbage, RefuseCode::Damaged),
+    ] {
         let mut stranger = t.client();
         stranger.send_bytes(bytes);
-        assert_eq!(stranger.expect_refused().code, RefuseCode::Invalid);
+        assert_eq!(stranger.expect_refused().code, code);
         t.expect_alive(&mut worker, session);
     }
     t.stop();

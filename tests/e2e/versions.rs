@@ -17,7 +17,7 @@ fn a_worker_of_another_release_is_refused_and_told_the_versions() {
     let _worker = cluster.worker("w-1", 1);
     let text = std::fs::read_to_string(cluster.data().join("worker.token")).unwrap();
     let token = Token::parse(text.trim()).unwrap();
-    for (min, max) in [(7, 9), (2, 2), (u16::MAX, u16::MAX)] {
+    for (min, max) in [(7, 9), (3, 3), (u16::MAX, u16::MAX)] {
         let (_handshake, mut hello) = ClientHandshake::new(&token, Role::Control, [3; 32]);
         (hello.version_min, hello.version_max) = (min, max);
         let mut out = BytesMut::new();
@@ -33,7 +33,7 @@ fn a_worker_of_another_release_is_refused_and_told_the_versions() {
             panic!("not refused: {answer:?}");
         };
         assert_eq!(refused.code, RefuseCode::Version);
-        for version in [format!("{min} to {max}"), "1 to 1".to_owned()] {
+        for version in [format!("{min} to {max}"), "2 to 2".to_owned()] {
             assert!(refused.message.contains(&version), "{}", refused.message);
         }
     }
@@ -56,7 +56,7 @@ fn a_server_of_another_release_sends_its_worker_away_with_the_versions() {
     });
     let mut worker = cluster.spawn_worker(&newer.addr().to_string(), "w-1", 1, &[]);
     let end = worker.wait(PATIENCE).expect_code(1);
-    for words in ["1 to 1", "7 to 9", "hint:", "release"] {
+    for words in ["2 to 2", "7 to 9", "hint:", "release"] {
         assert!(end.stderr.contains(words), "no {words}: {}", end.stderr);
     }
     assert!(

@@ -197,17 +197,21 @@ fn garbage_on_a_workers_connection_ends_it_and_loses_nothing() {
     let gate = cluster.scratch().join("gate");
     let id = cluster.submit(&counting(&effects, &gate));
     first_start(&effects, id);
-    let words = [&[0xff_u8; 64][..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"];
-    let kinds = [
-        Damage::FlipLength,
-        Damage::FlipKind,
-        Damage::Insert(words[0].to_vec()),
-        Damage::Insert(words[1].to_vec()),
+    let mut damages = vec![
+        Damage::Insert(0, vec![0xff; 64]),
+        Damage::Insert(14, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()),
     ];
+    // Length, kind, check, sum, body: one bit of each byte, or of some.
+    let step = size(5, 1);
+    damages.extend(
+        (0..26)
+            .step_by(step)
+            .map(|at| Damage::Flip(at, 1 << (at % 8))),
+    );
     let mut done = 0;
     for role in [Role::Control, Role::Output] {
         for way in [Way::Up, Way::Down] {
-            for damage in &kinds {
+            for damage in &damages {
                 eventually(PATIENCE, "both connections are there", || {
                     relay.open(Role::Control) == 1 && relay.open(Role::Output) == 1
                 });

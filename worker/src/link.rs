@@ -108,7 +108,8 @@ impl LineError {
                 RefuseCode::NameInUse
                 | RefuseCode::Busy
                 | RefuseCode::Stopping
-                | RefuseCode::NoSession => false,
+                | RefuseCode::NoSession
+                | RefuseCode::Damaged => false,
             },
             Self::Io(_)
             | Self::Closed

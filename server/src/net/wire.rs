@@ -264,7 +264,12 @@ impl Wire {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(error) => {
-                    wrong = Some(error.to_string());
+                    let code = if error.is_damage() {
+                        RefuseCode::Damaged
+                    } else {
+                        RefuseCode::Invalid
+                    };
+                    wrong = Some((code, error.to_string()));
                     break;
                 }
             };
@@ -273,7 +278,8 @@ impl Wire {
                 Phase::Control(_) if is_control(&frame) => frames.push(frame),
                 Phase::Pipe(_) if is_output(&frame) => frames.push(frame),
                 Phase::Control(_) | Phase::Pipe(_) => {
-                    wrong = Some("a frame that is not this side's to send here".into());
+                    let why = "a frame that is not this side's to send here";
+                    wrong = Some((RefuseCode::Invalid, why.into()));
                     break;
                 }
                 Phase::Closing => break,
@@ -281,8 +287,8 @@ impl Wire {
         }
         self.status.frames.add(frames.len() as u64);
         self.pass_on(place, frames, bytes, now);
-        if let Some(why) = wrong {
-            self.refuse(place, RefuseCode::Invalid, why, now);
+        if let Some((code, why)) = wrong {
+            self.refuse(place, code, why, now);
         }
         self.count_stranger(place, now);
     }
