@@ -78,6 +78,7 @@ impl Trial {
                     }
                 }),
                 output: to_output,
+                tls: None,
             })
             .unwrap();
         Self {
