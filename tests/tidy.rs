@@ -23,12 +23,14 @@ const LINE_CHARS_MAX: usize = 120;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("engine", &["hostler-wire"]),
-    ("server", &["hostler-wire", "hostler-engine"]),
-    ("worker", &["hostler-wire"]),
+    ("tls", &[]),
+    ("server", &["hostler-wire", "hostler-engine", "hostler-tls"]),
+    ("worker", &["hostler-wire", "hostler-tls"]),
     (
         "cli",
         &[
             "hostler-wire",
+            "hostler-tls",
             "hostler-server",
             "hostler-worker",
             "hostler-benches",

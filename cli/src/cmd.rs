@@ -17,6 +17,7 @@ mod server;
 mod spec;
 mod status;
 mod submit;
+mod tls;
 mod top;
 mod verify;
 mod version;
@@ -81,6 +82,7 @@ Machines:
   queues       List queues
   top          Queues, workers, rates and slots, live
   health       Is the server well?
+  tls          Certificates for TLS: tls init makes them
   verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
@@ -120,6 +122,7 @@ enum Command {
     Workers(workers::Args),
     Queues(queues::Args),
     Top(top::Args),
+    Tls(tls::Args),
     Health(health::Args),
     Verify(verify::Args),
     Version(version::Args),
@@ -161,6 +164,7 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Dev(args) => dev::run(args, &global),
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
+        Command::Tls(args) => tls::run(args),
         Command::Verify(args) => verify::run(&args, &global),
         Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

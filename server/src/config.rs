@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hostler_tls::ServerFiles;
+
 /// A server's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -26,6 +28,10 @@ pub struct Config {
     pub durability: Durability,
     /// No access tokens on HTTP: refused unless `listen` is a loopback address.
     pub no_auth: bool,
+    /// TLS on both ports; none: both are plain.
+    pub tls: Option<ServerFiles>,
+    /// Plain ports may be opened on addresses others can reach. Access tokens are readable on the way then.
+    pub allow_plaintext: bool,
     /// Types of job accepted at intake.
     pub allow_commands: bool,
     /// Types of job accepted at intake.
@@ -71,6 +77,8 @@ pub struct Limits {
     pub worker_connections_max: usize,
     /// Until a connection on the worker port must have proven itself.
     pub handshake_timeout: Duration,
+    /// TLS handshakes at once on each port; above: the next wait, those that take long make room.
+    pub tls_handshakes_max: usize,
     /// Bytes waiting to be sent to one worker; above: it is disconnected.
     pub worker_send_bytes_max: usize,
     /// Output kept of one attempt.
@@ -98,6 +106,7 @@ impl Default for Limits {
             resident_bytes_max: 64 << 20,
             worker_connections_max: 16_384,
             handshake_timeout: Duration::from_secs(10),
+            tls_handshakes_max: 256,
             worker_send_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
             output_pending_bytes_max: 8 << 20,
@@ -123,6 +132,8 @@ impl Config {
             drain_timeout: Duration::from_secs(30),
             durability: Durability::Fsync,
             no_auth: false,
+            tls: None,
+            allow_plaintext: false,
             allow_commands: true,
             allow_handlers: true,
             limits: Limits::default(),

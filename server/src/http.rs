@@ -21,6 +21,7 @@ mod params;
 mod problem;
 mod query;
 mod route;
+mod stream;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -35,6 +36,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hostler_tls::Live;
 use hostler_wire::Epoch;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -51,6 +53,7 @@ use crate::config::Config;
 use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
 use crate::http::problem::{Code, Refusal};
+use crate::http::stream::{Begun, Stream, Tls};
 use crate::metrics::Health;
 use crate::{dispatch, output, store};
 
@@ -94,6 +97,8 @@ pub struct Parts {
     pub cluster: [u8; 16],
     /// Which start of the server.
     pub epoch: Epoch,
+    /// What connections begin with; none: they are plain.
+    pub tls: Option<Arc<Live>>,
 }
 
 /// The HTTP threads.
@@ -161,6 +166,7 @@ struct Shared {
     parts: Parts,
     routes: route::Routes,
     http: http1::Builder,
+    tls: Option<Tls>,
     /// Open connections of all threads.
     open: AtomicUsize,
     /// Connections being told that there are too many.
@@ -188,11 +194,16 @@ impl Shared {
             .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX);
+        let tls = parts.tls.clone().map(|live| {
+            let (max, timeout) = (limits.tls_handshakes_max, limits.http_header_timeout);
+            Tls::new(live, max, timeout)
+        });
         let id_prefix = getrandom::u64().map_err(io::Error::other)?;
         Ok(Self {
             parts,
             routes: route::Routes::new(),
             http,
+            tls,
             open: AtomicUsize::new(0),
             refusing: AtomicUsize::new(0),
             id_prefix,
@@ -307,6 +318,9 @@ fn admit(
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
 fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
     const AT_ONCE_MAX: usize = 64;
+    if shared.tls.is_some() {
+        return; // it would have to agree on TLS first, only to be told
+    }
     if shared.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
         shared.refusing.fetch_sub(1, Ordering::Relaxed);
         return;
@@ -320,6 +334,7 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
         if stream.writable().await.is_ok() && stream.try_write(&answer).is_ok() {
             let limits = &shared.parts.config.limits;
             let conn = Arc::new(Conn::default());
+            let stream = Stream::Plain(stream);
             Socket::new(stream, conn, limits.http_header_timeout, WRITE_TIMEOUT)
                 .close_slowly()
                 .await;
@@ -339,9 +354,16 @@ async fn serve(
         return;
     }
     let conn = Arc::new(Conn::default());
+    let socket = match &shared.tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match race(secure(stream, tls, shared), told(&mut stop)).await {
+            Either::Left(Some(stream)) => stream,
+            Either::Left(None) | Either::Right(()) => return,
+        },
+    };
     let limits = &shared.parts.config.limits;
     let socket = Socket::new(
-        stream,
+        socket,
         Arc::clone(&conn),
         limits.http_header_timeout,
         WRITE_TIMEOUT,
@@ -357,9 +379,30 @@ async fn serve(
         // Whatever it came to, the connection ends.
         drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
     }
+    let socket = http.into_parts().io.into_inner();
     if conn.lingers() {
-        http.into_parts().io.into_inner().close_slowly().await;
+        socket.close_slowly().await;
+    } else {
+        socket.close().await;
     }
+}
+
+/// TLS, or none: then the client has been told why, where that can be done.
+async fn secure(stream: TcpStream, tls: &Tls, shared: &Shared) -> Option<Stream> {
+    let peer = stream.peer_addr().ok();
+    let (stream, answer, error) = match tls.begin(stream).await {
+        Ok(Begun::Tls(stream)) => return Some(stream),
+        Ok(Begun::Plain(stream, answer)) => (Some(stream), answer, "it speaks plain HTTP".into()),
+        Ok(Begun::Refused(stream, error)) => (Some(stream), Vec::new(), error.to_string()),
+        Err(error) => (None, Vec::new(), error.to_string()),
+    };
+    tracing::info!(?peer, %error, "a client found no TLS in common with this server");
+    if let Some(stream) = stream {
+        let timeout = shared.parts.config.limits.http_header_timeout;
+        let socket = Socket::new(stream, Arc::default(), timeout, WRITE_TIMEOUT);
+        socket.close_with(&answer).await;
+    }
+    None
 }
 
 /// One request.

@@ -8,6 +8,8 @@
 //! connections are taken, the oldest that has said nothing for a second makes room. Workers that do not read are cut
 //! off at a bound. Output waits for the output thread, control never does.
 //!
+//! Plain and TLS connections go the same way; what differs is each one's channel (`hostler_tls`).
+//!
 //! Keeps: one [`Arrival::Left`] for each [`Arrival::Joined`], and nothing of that session after it.
 //!
 //! Not here: what a frame means (`dispatch`), what becomes of output (`output`), what silence means (the engine).
@@ -16,6 +18,7 @@ mod conn;
 mod listener;
 mod peers;
 mod pipe;
+mod shakes;
 mod wire;
 
 use std::fmt;
@@ -25,6 +28,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::BytesMut;
+use hostler_tls::Live;
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Frame, Login, RefuseCode};
 use hostler_wire::handshake::{Identity, Verifier};
@@ -135,6 +139,8 @@ pub struct Status {
     pub refused: Counter,
     /// Of these, for a wrong token.
     pub unauthorised: Counter,
+    /// Of these, for what they said instead of TLS, or within it.
+    pub tls_failed: Counter,
     /// Workers cut off because they did not read.
     pub cut_off: Counter,
     /// Frames from workers.
@@ -167,6 +173,8 @@ pub struct Needs {
     pub tell: Tell,
     /// Where output goes.
     pub output: output::Handle,
+    /// What connections begin with; none: they are plain.
+    pub tls: Option<Arc<Live>>,
 }
 
 /// Opens a port for many clients at once, as HTTP needs one too.

@@ -19,6 +19,7 @@ use std::{fmt, fs, io};
 use hostler_engine::event::Restore;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::{Engine, Span};
+use hostler_tls::{FilesError, Live};
 use hostler_wire::handshake::Identity;
 use hostler_wire::{Epoch, JobId, JobState, mutation};
 use tokio::sync::oneshot;
@@ -64,6 +65,7 @@ pub struct Server {
     threads: Threads,
     drain_timeout: Duration,
     addresses: PathBuf,
+    tls: Option<Arc<Live>>,
 }
 
 /// What may end a server.
@@ -104,6 +106,28 @@ struct Joins {
 #[derive(Clone, Debug)]
 pub struct Stopper(Sender<Control>);
 
+/// Has a server read its files again while it serves: on HUP.
+#[derive(Clone, Debug)]
+pub struct Reloader {
+    tls: Option<Arc<Live>>,
+}
+
+impl Reloader {
+    /// New connections begin with what the files say now. What is wrong with them is told in the trace and changes nothing.
+    pub fn reload(&self) {
+        let Some(tls) = &self.tls else {
+            return tracing::info!("nothing to read again: the ports are plain");
+        };
+        match tls.reload() {
+            Ok(()) => tracing::info!(times = tls.reloads(), "the certificates were read again"),
+            Err(error) => {
+                let failed = tls.failed_reloads();
+                tracing::error!(%error, failed, "the old certificates stay in use");
+            }
+        }
+    }
+}
+
 impl Stopper {
     /// Begins an orderly stop; `Server::wait` returns when it is done.
     pub fn stop(&self) {
@@ -114,6 +138,8 @@ impl Stopper {
 impl Server {
     /// Opens the data directory, recovers, and serves. Returns when the server is ready.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        refuse_open_ports(&config)?;
+        let tls = config.tls.as_ref().map(open_tls).transpose()?;
         let store = SqliteStore::open(&config.data_dir)?;
         let auth = Arc::new(Auth::open(&config)?);
         let http_listener = net::listen(config.listen).map_err(|error| StartError::Listen {
@@ -132,7 +158,8 @@ impl Server {
         let http_addr = http_listener.local_addr().map_err(StartError::Thread)?;
         let worker_addr = worker_port.address();
         let drain_timeout = config.drain_timeout;
-        let threads = start_threads(config, store, auth, (http_listener, worker_port), &control)?;
+        let parts = (store, auth, tls.clone());
+        let threads = start_threads(config, parts, (http_listener, worker_port), &control)?;
         publish(&addresses, http_addr, worker_addr).map_err(StartError::Thread)?;
         tracing::info!(http = %http_addr, workers = %worker_addr, "ready");
         Ok(Self {
@@ -143,7 +170,20 @@ impl Server {
             threads,
             drain_timeout,
             addresses,
+            tls,
         })
+    }
+
+    /// Whether its ports speak TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Something to have its files read again by.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            tls: self.tls.clone(),
+        }
     }
 
     /// Where HTTP listens.
@@ -211,10 +251,41 @@ impl Threads {
     }
 }
 
+/// Access tokens travel readable on plain HTTP, and what jobs do on both ports.
+fn refuse_open_ports(config: &Config) -> Result<(), StartError> {
+    if config.tls.is_some() {
+        return Ok(());
+    }
+    for (what, address) in [("http", config.listen), ("worker", config.worker_listen)] {
+        if address.ip().is_loopback() {
+            continue;
+        }
+        if !config.allow_plaintext {
+            return Err(StartError::Plaintext { what, address });
+        }
+        tracing::warn!(
+            port = what,
+            %address,
+            "without TLS: whoever can listen on the way reads access tokens and jobs, and can use them"
+        );
+    }
+    Ok(())
+}
+
+fn open_tls(files: &hostler_tls::ServerFiles) -> Result<Arc<Live>, StartError> {
+    let configs = files.load().map_err(StartError::Tls)?;
+    if let Some(why) = &configs.outdated {
+        tracing::warn!(file = %files.cert.display(), %why, "no client accepts this certificate");
+    }
+    if configs.key_is_open {
+        tracing::warn!(file = %files.key.display(), "others than its owner may read this key");
+    }
+    Ok(Arc::new(Live::new(files.clone(), configs)))
+}
+
 fn start_threads(
     config: Config,
-    mut store: SqliteStore,
-    auth: Arc<Auth>,
+    (mut store, auth, tls): (SqliteStore, Arc<Auth>, Option<Arc<Live>>),
     (http_listener, worker_port): (TcpListener, net::Net),
     control: &Sender<Control>,
 ) -> Result<Threads, StartError> {
@@ -270,6 +341,7 @@ fn start_threads(
             Box::new(move |batch| dispatch.tell_all(batch.drain(..).map(Message::Worker)))
         },
         output: output.clone(),
+        tls: tls.clone(),
     };
     let (mut port, mut opened) = (Some((worker_port, needs)), None);
     let live = recover(&mut store, &dispatch, &mut || {
@@ -314,6 +386,7 @@ fn start_threads(
         config: Arc::new(config),
         cluster: opening.cluster,
         epoch: opening.epoch,
+        tls,
     };
     let http = http::spawn(http_listener, http_parts, 1).map_err(StartError::Thread)?;
     health.set_ready();
@@ -491,6 +564,15 @@ pub enum StartError {
     Store(StoreError),
     /// The access tokens.
     Auth(AuthError),
+    /// TLS's files.
+    Tls(FilesError),
+    /// A plain port on an address that others can reach.
+    Plaintext {
+        /// Which: `http` or `worker`.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+    },
     /// A port.
     Listen {
         /// Which: `http` or `worker`.
@@ -509,6 +591,12 @@ impl fmt::Display for StartError {
         match self {
             Self::Store(error) => error.fmt(f),
             Self::Auth(error) => error.fmt(f),
+            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Plaintext { what, address } => write!(
+                f,
+                "the {what} port {address} can be reached from elsewhere, and without TLS access tokens and jobs \
+                 can be read on the way"
+            ),
             Self::Listen {
                 what,
                 address,

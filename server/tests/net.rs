@@ -79,6 +79,7 @@ impl Trial {
                     }
                 }),
                 output: to_output,
+                tls: None,
             })
             .unwrap();
         Self {

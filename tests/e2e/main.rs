@@ -22,6 +22,7 @@ mod probe;
 mod processes;
 mod stall;
 mod submit;
+mod tls;
 mod torture;
 mod versions;
 mod wall;

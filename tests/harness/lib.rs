@@ -4,6 +4,7 @@
 //! - [`Process`]: one process of ours: signals by its id, its end awaited with a deadline, its words kept in files.
 //! - [`Client`]: HTTP/1.1 by hand, so that the tests see the bytes and not a library's idea of them.
 //! - [`Relay`]: stands between worker and server; holds, cuts, delays, damages and remembers. [`Impostor`]: a false server.
+//! - [`Certificates`]: an authority and what it has vouched for, good and bad.
 //! - [`Database`]: the file itself, through its public views. [`Effects`]: what jobs really did, in their own words.
 //! - [`eventually`], [`never`]: waiting with a deadline instead of sleeping. [`Random`]: chance that can be repeated.
 //! - [`Wall`]: a wall clock that can be set, for one process.
@@ -15,6 +16,7 @@
 )]
 
 mod binary;
+mod certificates;
 mod clock;
 mod cluster;
 mod database;
@@ -29,6 +31,7 @@ mod scratch;
 mod wall;
 
 pub use binary::{find_binary, full, size};
+pub use certificates::{Certificates, Purpose};
 pub use clock::{
     PATIENCE, elapsed, eventually, never, now, parse_rfc3339_ms, pause, unix_ms, wait_for,
 };

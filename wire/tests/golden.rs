@@ -194,16 +194,30 @@ fn output_login() -> Login {
 }
 
 /// What both ends say in a handshake with the golden token.
-fn handshake(role: Role, nonce: u8, random: u8, mut login: Login) -> [Frame; 3] {
+fn handshake(role: Role, nonce: u8, random: u8, login: Login) -> [Frame; 3] {
+    handshake_in(None, role, nonce, random, login)
+}
+
+/// The same in the TLS session with that exporter.
+fn handshake_in(
+    tls: Option<[u8; 32]>,
+    role: Role,
+    nonce: u8,
+    random: u8,
+    mut login: Login,
+) -> [Frame; 3] {
     let identity = Identity {
         cluster: count_up_16(0xc0),
         epoch: Epoch::new(7),
         epoch_nonce: count_up_16(0xd0),
     };
-    let (client, hello) = ClientHandshake::new(&token(), role, count_up(nonce));
+    let (mut client, hello) = ClientHandshake::new(&token(), role, count_up(nonce));
+    if let Some(exporter) = tls {
+        client.bind(exporter);
+    }
     let verifier = Verifier::new(&token());
     let (server, challenge) =
-        ServerHandshake::new(identity, &hello, Some(&verifier), count_up(random)).unwrap();
+        ServerHandshake::bound(identity, &hello, Some(&verifier), count_up(random), tls).unwrap();
     client.login(&challenge, &mut login).unwrap();
     server.login(&login).unwrap();
     [
@@ -553,6 +567,24 @@ fn the_golden_token_and_its_keys_are_ours() {
     assert_eq!(golden["key/server_random_output"], count_up(0x80)[..]);
     let client_key = <sha2::Sha256 as sha2::Digest>::digest(&golden["key/client_key"]);
     assert_eq!(client_key[..], verifier.stored_key);
+}
+
+#[test]
+fn the_golden_handshake_under_tls_has_the_golden_proofs() {
+    let golden = golden();
+    assert_eq!(golden["key/tls_exporter"], count_up(0x60)[..]);
+    let [hello, challenge, login] =
+        handshake_in(Some(count_up(0x60)), Role::Control, 0x20, 0xa0, login());
+    assert_eq!(encode(&hello), golden["hello"]);
+    for (frame, plain, proof) in [
+        (challenge, "challenge", "key/tls_challenge_proof"),
+        (login, "login", "key/tls_login_proof"),
+    ] {
+        let (bytes, plain) = (encode(&frame), &golden[plain]);
+        let all_but_proof = plain.len() - 32;
+        assert_eq!(bytes[..all_but_proof], plain[..all_but_proof]);
+        assert_eq!(bytes[all_but_proof..], golden[proof]);
+    }
 }
 
 #[test]

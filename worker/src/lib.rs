@@ -26,6 +26,7 @@ mod worker;
 
 pub use clock::{Span, Time};
 pub use handlers::{Handler, HandlerError, Job};
+pub use hostler_tls::{ClientFiles, Words};
 pub use hostler_wire::token::Token;
 pub use output::SpoolLimits;
 pub use session::Exit;

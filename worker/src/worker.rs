@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hostler_tls::{ClientConfig, ClientFiles, Port, ServerName, Words};
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
@@ -37,7 +38,7 @@ use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
-use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::link::{Access, Line, LineError, Link, READ_BYTES, Said, host_of};
 use crate::notes::Notes;
 use crate::oom::OomKills;
 use crate::orphans::Orphans;
@@ -76,6 +77,8 @@ pub struct Config {
     pub servers: Vec<String>,
     /// The worker token.
     pub token: Token,
+    /// Whom to trust, and what to show; none: connections are plain.
+    pub tls: Option<Arc<ClientConfig>>,
     /// Stable name, unique among workers.
     pub name: String,
     /// Jobs it runs at once.
@@ -114,6 +117,7 @@ impl Config {
         Self {
             servers,
             token,
+            tls: None,
             name: if host.is_empty() {
                 "worker".to_owned()
             } else {
@@ -138,6 +142,15 @@ impl Config {
         if self.servers.is_empty() {
             return invalid("no server address is given".to_owned());
         }
+        if self.tls.is_some() {
+            for server in &self.servers {
+                if ServerName::try_from(host_of(server)).is_err() {
+                    return invalid(format!(
+                        "\"{server}\" has no host that a certificate could be for"
+                    ));
+                }
+            }
+        }
         if self.slots == 0 || self.slots > SLOTS_MAX {
             return invalid(format!("slots is {}, must be 1 to {SLOTS_MAX}", self.slots));
         }
@@ -161,6 +174,8 @@ pub enum WorkerError {
     Invalid(String),
     /// The server would not have us, or is not ours; a person has to change something.
     Refused(String),
+    /// TLS does not come about: certificates, names, or a port that is plain.
+    Tls(Words),
     /// Server and worker speak no version of the protocol in common.
     Version(String),
     /// The operating system refused what the loop cannot do without.
@@ -171,6 +186,7 @@ impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(what) | Self::Refused(what) | Self::Version(what) => f.write_str(what),
+            Self::Tls(words) => f.write_str(&words.what),
             Self::Io(error) => write!(f, "the worker's loop cannot go on: {error}"),
         }
     }
@@ -190,6 +206,7 @@ pub fn run(config: Config) -> Result<Exit, WorkerError> {
         config,
         registry: Registry::default(),
         token_error: None,
+        tls_error: None,
         stopper: Stopper::default(),
     }
     .run()
@@ -216,6 +233,7 @@ pub struct Worker {
     config: Config,
     registry: Registry,
     token_error: Option<String>,
+    tls_error: Option<String>,
     stopper: Stopper,
 }
 
@@ -231,6 +249,7 @@ impl Worker {
             config: Config::new(servers.into_iter().map(Into::into).collect(), token),
             registry: Registry::default(),
             token_error: Some("no token is given".to_owned()),
+            tls_error: None,
             stopper: Stopper::default(),
         }
     }
@@ -244,6 +263,16 @@ impl Worker {
                 self.token_error = None;
             }
             Err(error) => self.token_error = Some(format!("the token is not valid: {error}")),
+        }
+        self
+    }
+
+    /// Connects under TLS: whom to trust, and the certificate to show if the server wants one.
+    #[must_use]
+    pub fn tls(mut self, files: &ClientFiles) -> Self {
+        match files.load(Port::Worker) {
+            Ok(config) => self.config.tls = Some(config),
+            Err(error) => self.tls_error = Some(error.to_string()),
         }
         self
     }
@@ -327,7 +356,7 @@ impl Worker {
 
     /// Runs until it was told to stop and has drained.
     pub fn run(self) -> Result<Exit, WorkerError> {
-        if let Some(error) = self.token_error {
+        if let Some(error) = self.token_error.or(self.tls_error) {
             return Err(WorkerError::Invalid(error));
         }
         self.config.check()?;
@@ -374,6 +403,7 @@ struct Loop {
     signals: Signals,
     session: Session,
     effects: Effects,
+    access: Access,
     link: Link,
     said: Vec<Said>,
     welcomed: bool,
@@ -440,6 +470,10 @@ impl Loop {
             signals,
             session,
             effects: Vec::new(),
+            access: Access {
+                token: config.token.clone(),
+                tls: config.tls.clone(),
+            },
             link: Link::new(config.servers.clone(), Arc::clone(&waker)),
             said: Vec::new(),
             welcomed: false,
@@ -470,10 +504,10 @@ impl Loop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             self.link
-                .dial(self.now, &self.config.token, self.poll.registry(), CONTROL);
+                .dial(self.now, &self.access, self.poll.registry(), CONTROL);
             self.pipe.dial(
                 self.now,
-                &self.config.token,
+                &self.access,
                 self.poll.registry(),
                 OUTPUT,
                 &self.spool,
@@ -627,9 +661,10 @@ impl Loop {
                     self.result_bytes_max = result_bytes_max
                         .unwrap_or(RESULT_BYTES_MAX)
                         .min(RESULT_BYTES_MAX);
-                    let peer = self.link.line.as_ref().map(|line| line.peer);
+                    let peer = self.link.line.as_ref().map(|line| line.peer.clone());
+                    let server = peer.as_ref().map(|peer| peer.address);
                     self.pipe.follow(peer.map(|peer| (peer, welcome.session)));
-                    tracing::info!(server = ?peer, epoch = %challenge.epoch, "connected");
+                    tracing::info!(?server, epoch = %challenge.epoch, "connected");
                     self.tell(Event::Connected {
                         beat: Span::from_ms(welcome.beat_ms.into()),
                         lease: Span::from_ms(welcome.grace_ms.into()),
@@ -658,6 +693,9 @@ impl Loop {
                 // One of several may be no server of ours: the others are asked before a person is.
                 self.refusals += 1;
                 if self.refusals >= self.config.servers.len() {
+                    if let LineError::Tls(words) = why {
+                        return Err(WorkerError::Tls(words));
+                    }
                     let kind = if why.is_of_version() {
                         WorkerError::Version
                     } else {
@@ -707,7 +745,7 @@ impl Loop {
                 self.disconnect(&why);
                 continue;
             }
-            if !line.out.is_empty() || !self.session.awaits_write() {
+            if !line.is_flushed() || !self.session.awaits_write() {
                 return Ok(());
             }
             self.tell(Event::Written);
@@ -732,11 +770,7 @@ impl Loop {
 
     fn may_leave(&self) -> Option<Exit> {
         let (exit, until) = self.leaving?;
-        let told = self
-            .link
-            .line
-            .as_ref()
-            .is_none_or(|line| line.out.is_empty());
+        let told = self.link.line.as_ref().is_none_or(Line::is_flushed);
         (self.now >= until || (told && self.spool.is_empty())).then_some(exit)
     }
 

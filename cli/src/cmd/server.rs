@@ -11,6 +11,7 @@ use hostler_server::Config;
 use hostler_server::config::Durability;
 use hostler_server::server::{Server, StartError};
 use hostler_server::store::seam::StoreErrorKind;
+use hostler_tls::ServerFiles;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::duration;
@@ -28,7 +29,10 @@ TERM or INT: stop in good order; running jobs stay with their workers. A second 
 
 Examples:
   hostler server --data-dir /var/lib/hostler
-  hostler server --listen 0.0.0.0:7440 --worker-listen 0.0.0.0:7441")]
+  hostler server --tls-cert server.pem --tls-key server.key --listen 0.0.0.0:7440
+
+TLS, on both ports: --tls-cert and --tls-key; `hostler tls init` makes them. HUP reads them again.
+Addresses that others can reach are not served without it.")]
 pub(crate) struct Args {
     /// Where HTTP listens; port 0 takes a free one [default: 127.0.0.1:7440]
     #[arg(long, value_name = "ADDR", env = "HOSTLER_LISTEN", hide_env = true, value_parser = socket)]
@@ -66,6 +70,19 @@ pub(crate) struct Args {
     #[arg(long)]
     no_auth: bool,
 
+    /// Under TLS: clients and workers must show a certificate of this authority, beside their token
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "HOSTLER_TLS_CLIENT_CA",
+        hide_env = true
+    )]
+    tls_client_ca: Option<PathBuf>,
+
+    /// Serve addresses that others can reach without TLS: they can read access tokens on the way
+    #[arg(long)]
+    allow_plaintext: bool,
+
     /// Types of job accepted: commands, handlers [default: both]
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = ["commands", "handlers"],
           hide_possible_values = true)]
@@ -85,18 +102,22 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         &file.log_format,
         settings.verbose,
     )?;
-    let config = config(&args, file)?;
+    let mut config = config(&args, file)?;
+    config.tls = tls(&args, global, file)?;
     let data_dir = config.data_dir.clone();
     signals::survive_file_limits()?;
     let server = Server::start(config).map_err(|error| start_failure(&error))?;
     output::note(format_args!(
-        "hostler {} server — HTTP http://{}, workers {}.  Data: {}",
+        "hostler {} server — HTTP {}://{}, workers {}.  Data: {}",
         env!("CARGO_PKG_VERSION"),
+        if server.is_tls() { "https" } else { "http" },
         server.http_addr(),
         server.worker_addr(),
         data_dir.display()
     ));
     let stopper = server.stopper();
+    let reloader = server.reloader();
+    signals::each_hup(move || reloader.reload())?;
     signals::each(move |signal, before| {
         if before > 0 {
             output::note("stopping now");
@@ -125,6 +146,12 @@ pub(crate) fn start_failure(error: &StartError) -> Failure {
 
 /// What to do about it, where the message does not say so itself.
 fn way_out(error: &StartError) -> Option<&'static str> {
+    if let StartError::Plaintext { .. } = error {
+        return Some(
+            "give --tls-cert and --tls-key (`hostler tls init` makes them), listen on 127.0.0.1 behind a proxy that \
+             speaks TLS, or accept it with --allow-plaintext",
+        );
+    }
     let StartError::Store(error) = error else {
         return None;
     };
@@ -204,12 +231,36 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
         .hint("leave --no-auth out, or listen on 127.0.0.1"));
     }
     config.no_auth = args.no_auth;
+    config.allow_plaintext = args.allow_plaintext;
     config.allowed_hosts = args.allowed_hosts.clone();
     if !args.allow.is_empty() {
         config.allow_commands = args.allow.iter().any(|kind| kind == "commands");
         config.allow_handlers = args.allow.iter().any(|kind| kind == "handlers");
     }
     Ok(config)
+}
+
+/// The files of TLS, if there is to be any.
+fn tls(args: &Args, global: &Global, file: &ServerFile) -> Result<Option<ServerFiles>, Failure> {
+    if global.tls_ca.is_some() {
+        return Err(
+            Failure::usage("--tls-ca (HOSTLER_TLS_CA) is for those who talk to a server")
+                .hint("--tls-client-ca FILE makes the server ask its clients for certificates"),
+        );
+    }
+    let cert = global.tls_cert.clone().or(file.tls_cert.clone());
+    let key = global.tls_key.clone().or(file.tls_key.clone());
+    let client_ca = args.tls_client_ca.clone().or(file.tls_client_ca.clone());
+    match (cert, key, client_ca) {
+        (None, None, None) => Ok(None),
+        (Some(cert), Some(key), client_ca) => Ok(Some(ServerFiles {
+            cert,
+            key,
+            client_ca,
+        })),
+        (_, _, _) => Err(Failure::usage("TLS needs both --tls-cert and --tls-key")
+            .hint("`hostler tls init` makes them")),
+    }
 }
 
 /// Starts the trace as flags and file say.

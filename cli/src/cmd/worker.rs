@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::thread;
 use std::time::Duration;
 
-use hostler_worker::{Exit as End, Stopper, Worker, WorkerError};
+use hostler_worker::{ClientFiles, Exit as End, Stopper, Worker, WorkerError};
 
 use crate::cmd::server::start_trace;
 use crate::cmd::spec::pair;
@@ -25,7 +25,10 @@ TERM or INT: take nothing more, give back what has not started, wait for the res
 
 Examples:
   hostler worker --slots 8
-  hostler worker --server q1:7441,q2:7441 --token-file worker.token --queue video --label gpu=a100")]
+  hostler worker --server q1:7441,q2:7441 --token-file worker.token --queue video --label gpu=a100
+  hostler worker --server q1 --token-file worker.token --tls-ca ca.pem
+
+Under TLS if there is a --tls-ca, or one of the addresses is tls://HOST:PORT (then the system's authorities count).")]
 pub(crate) struct Args {
     /// The server's worker port; several addresses are tried in turn [default: 127.0.0.1:7441]
     #[arg(
@@ -74,6 +77,10 @@ pub(crate) struct Args {
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
 
+    /// No TLS, whatever else is said: for the worker of a server that has none.
+    #[arg(long, hide = true)]
+    plain: bool,
+
     #[command(flatten)]
     trace: TraceArgs,
 }
@@ -91,7 +98,12 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         &file.log_format,
         settings.verbose,
     )?;
-    let worker = set_up(&args, file, &token(&settings)?)?;
+    let tls = ClientFiles {
+        ca: settings.tls.ca.clone().or(file.tls_ca.clone()),
+        cert: settings.tls.cert.clone().or(file.tls_cert.clone()),
+        key: settings.tls.key.clone().or(file.tls_key.clone()),
+    };
+    let worker = set_up(&args, file, &token(&settings)?, &tls)?;
     if args.exit_with_stdin {
         stop_with_stdin(worker.stopper())?;
     }
@@ -112,6 +124,13 @@ fn failure(error: &WorkerError) -> Failure {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
             .hint("the worker token is worker.token in the server's data directory"),
+        WorkerError::Tls(words) => {
+            let failure = Failure::new(Exit::Unreachable, error.to_string());
+            match words.hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        }
         WorkerError::Version(_) => Failure::new(Exit::Unsuccessful, error.to_string())
             .hint("run releases of server and worker that speak a common version of the protocol"),
         WorkerError::Io(_) => Failure::new(Exit::Unsuccessful, error.to_string()),
@@ -135,15 +154,14 @@ fn token(settings: &Settings) -> Result<String, Failure> {
     })
 }
 
-fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure> {
-    let servers: Vec<_> = args
-        .server
-        .as_deref()
-        .or(file.server.as_deref())
-        .unwrap_or(SERVER)
-        .split(',')
-        .map(|server| with_port(server.trim()))
-        .collect::<Result<_, _>>()?;
+fn set_up(
+    args: &Args,
+    file: &WorkerFile,
+    token: &str,
+    tls: &ClientFiles,
+) -> Result<Worker, Failure> {
+    let said = args.server.as_deref().or(file.server.as_deref());
+    let (servers, is_tls) = servers(said.unwrap_or(SERVER))?;
     let from_file = |name: &str, text: &Option<String>| {
         text.as_deref()
             .map(duration::parse)
@@ -163,6 +181,9 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
         |it| Ok(Some(it)),
     )?;
     let mut worker = Worker::connect(servers).token(token).commands();
+    if !args.plain && (is_tls || tls.is_some()) {
+        worker = worker.tls(tls);
+    }
     worker = worker.slots(args.slots.or(file.slots).unwrap_or_else(processors));
     if let Some(name) = args.name.as_ref().or(file.name.as_ref()) {
         worker = worker.name(name);
@@ -191,10 +212,21 @@ pub(crate) fn processors() -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+/// The worker ports in a list, and whether they speak TLS: one `tls://` says so for all.
+fn servers(list: &str) -> Result<(Vec<String>, bool), Failure> {
+    let mut is_tls = false;
+    let servers = list.split(',').map(|server| {
+        let bare = server.trim().strip_prefix("tls://");
+        is_tls |= bare.is_some();
+        with_port(bare.unwrap_or(server.trim()))
+    });
+    Ok((servers.collect::<Result<_, _>>()?, is_tls))
+}
+
 fn with_port(server: &str) -> Result<String, Failure> {
     if server.contains("://") || server.is_empty() {
         return Err(Failure::usage(format!(
-            "\"{server}\" is no worker port: write HOST:7441, without http://"
+            "\"{server}\" is no worker port: write HOST:7441, or tls://HOST:7441"
         )));
     }
     let has_port = server.rsplit_once(':').is_some_and(|(host, port)| {
@@ -224,11 +256,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_port_has_a_default_number_and_no_scheme() {
+    fn a_worker_port_has_a_default_number_and_no_scheme_but_tls() {
         assert_eq!(with_port("q1").unwrap(), "q1:7441");
         assert_eq!(with_port("q1:9").unwrap(), "q1:9");
         assert_eq!(with_port("[::1]").unwrap(), "[::1]:7441");
         assert_eq!(with_port("[::1]:9").unwrap(), "[::1]:9");
+        let (list, is_tls) = servers("q1, tls://q2:9").unwrap();
+        assert_eq!(list, ["q1:7441", "q2:9"]);
+        assert!(is_tls && !servers("q1").unwrap().1);
         assert!(with_port("http://q1").is_err());
         assert!(with_port("").is_err());
     }

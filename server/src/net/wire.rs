@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hostler_engine::{Span, Time};
+use hostler_tls::{Channel, ChannelError, Live, Port};
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Beat, Frame, Login, RefuseCode, Refused, Role, Welcome};
 use hostler_wire::handshake::{Identity, ServerHandshake};
@@ -18,6 +19,7 @@ use super::conn::{Conn, Got, Phase};
 use super::listener::{Accepted, accept};
 use super::peers::{Failures, Peers, Place};
 use super::pipe::Gate;
+use super::shakes::{Shakes, Turn};
 use super::{Arrival, BEAT_MS, FindVerifier, Needs, Net, Post, Status, Tell};
 use crate::clock::Clock;
 use crate::config::Limits;
@@ -70,6 +72,7 @@ pub(super) struct Wire {
     find_verifier: FindVerifier,
     tell: Tell,
     output: output::Handle,
+    tls: Option<Arc<Live>>,
     status: Arc<Status>,
 
     conns: Slab<Conn>,
@@ -80,6 +83,8 @@ pub(super) struct Wire {
     /// Connections that have not proven themselves, oldest first.
     strangers: BTreeSet<Place>,
     strangers_bytes: usize,
+    /// Who may agree on TLS at the moment, and who waits for that.
+    shakes: Shakes,
     deadlines: BTreeSet<(Time, Place)>,
     /// Sockets that may have more to read than their turn allowed.
     again: Vec<Place>,
@@ -107,6 +112,7 @@ impl Wire {
             inbox: net.inbox,
             listener: Some(listener),
             gate: Gate::new(needs.config.limits.output_pending_bytes_max),
+            shakes: Shakes::new(needs.config.limits.tls_handshakes_max),
             limits: needs.config.limits,
             grace: Span::from_millis(grace),
             clock: needs.clock,
@@ -114,6 +120,7 @@ impl Wire {
             find_verifier: needs.find_verifier,
             tell: needs.tell,
             output: needs.output,
+            tls: needs.tls,
             status: net.handle.status,
             conns: Slab::new(),
             peers: Peers::default(),
@@ -157,11 +164,15 @@ impl Wire {
     }
 
     fn sleep(&mut self, events: &mut Events) {
-        let due = [Some(self.beat_at), self.accept_at]
-            .into_iter()
-            .chain([self.deadlines.first().map(|(at, _)| *at)])
-            .flatten()
-            .min();
+        let due = [
+            Some(self.beat_at),
+            self.accept_at,
+            self.shakes.next_deadline(),
+        ]
+        .into_iter()
+        .chain([self.deadlines.first().map(|(at, _)| *at)])
+        .flatten()
+        .min();
         self.wake.about_to_sleep();
         let timeout = if self.again.is_empty() && self.inbox.is_empty() {
             due.map(|at| Duration::from_micros(at.since(self.clock.now()).micros()))
@@ -209,11 +220,13 @@ impl Wire {
         let Some(conn) = self.conn(place) else {
             return;
         };
-        if conn.waiting_bytes() > 0 && !conn.dirty {
+        if conn.has_to_send() && !conn.dirty {
             conn.dirty = true;
             self.dirty.push(place);
         }
-        self.read(place, now);
+        if self.may_read(place, now) {
+            self.read(place, now);
+        }
     }
 
     /// Reads a socket until it has no more, or its turn is over.
@@ -239,14 +252,69 @@ impl Wire {
                 return self.again.push(place);
             }
             match conn.read(&mut self.room[..once]) {
-                Got::Bytes(bytes) => {
-                    turn_bytes += bytes;
-                    self.take_frames(place, bytes, now);
+                Got::Bytes { wire, plain } => {
+                    turn_bytes += wire;
+                    if conn.channel.is_tls() {
+                        self.go_on_with_tls(place);
+                    }
+                    if plain > 0 {
+                        self.take_frames(place, plain, now);
+                    }
                 }
                 Got::Blocked => return,
                 Got::Gone => return self.drop_conn(place),
+                Got::Refused(error) => return self.refuse_tls(place, &error, now),
             }
         }
+    }
+
+    /// Whether a connection is to be read now. One that begins with TLS waits for its turn.
+    fn may_read(&mut self, place: Place, now: Time) -> bool {
+        let Some(conn) = self.conn(place) else {
+            return false;
+        };
+        if !conn.channel.is_tls() || conn.channel.is_open() || matches!(conn.phase, Phase::Closing)
+        {
+            return true;
+        }
+        match self.shakes.begin(place, now) {
+            Turn::Now => true,
+            Turn::InPlaceOf(old) => {
+                let message = "TLS took too long while others waited for it".into();
+                self.refuse(old, RefuseCode::Busy, message, now);
+                true
+            }
+            Turn::Later => false,
+        }
+    }
+
+    /// What TLS has to say leaves with this turn; whoever has agreed on it makes room for the next.
+    fn go_on_with_tls(&mut self, place: Place) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let is_stranger = matches!(conn.phase, Phase::Hello);
+        let (is_open, wants_write) = (conn.channel.is_open(), conn.channel.wants_write());
+        if is_stranger && is_open {
+            self.shakes.end(place);
+        }
+        if wants_write {
+            self.send_with(place, |_| {});
+        }
+    }
+
+    /// The peer does not speak TLS as we do, or at all. Its alert leaves; who speaks plainly is answered so.
+    fn refuse_tls(&mut self, place: Place, error: &ChannelError, now: Time) {
+        self.status.tls_failed.add(1);
+        let mut message = error.to_string();
+        if matches!(error, ChannelError::NotTls)
+            && let Some(conn) = self.conn(place)
+        {
+            conn.channel.give_up_tls();
+            message =
+                "this port speaks TLS: give the worker --tls-ca FILE, or tls://HOST:PORT".into();
+        }
+        self.refuse(place, RefuseCode::Invalid, message, now);
     }
 
     /// Takes out the frames that are whole by now.
@@ -332,7 +400,9 @@ impl Wire {
                 let mut random = [0; 32];
                 getrandom::fill(&mut random).expect("the kernel has random bytes");
                 let verifier = (self.find_verifier)(&hello.token_id);
-                match ServerHandshake::new(self.identity, &hello, verifier.as_ref(), random) {
+                let tls = self.conn(place).and_then(|conn| conn.channel.binding());
+                let (identity, verifier) = (self.identity, verifier.as_ref());
+                match ServerHandshake::bound(identity, &hello, verifier, random, tls) {
                     Ok((handshake, challenge)) => {
                         let conn = self.conn(place).expect("it was there above");
                         conn.phase = Phase::Login(Box::new(handshake));
@@ -402,6 +472,11 @@ impl Wire {
             }),
         );
         if role == Role::Control {
+            let certificate = self.conn(place).map(|conn| conn.channel.peer_names());
+            let certificate = certificate.filter(|names| !names.is_empty());
+            if let Some(names) = certificate {
+                tracing::info!(worker = %login.name, certificate = %names.join(","), "a worker with a certificate");
+            }
             self.arrivals.push(Arrival::Joined { session, login });
             self.status.sessions.set(self.peers.sessions.len() as u64);
         }
@@ -458,6 +533,9 @@ impl Wire {
         {
             self.drop_conn(place);
             self.deadlines.remove(&(at, place));
+        }
+        if let Some(place) = self.shakes.next(now) {
+            self.again.push(place);
         }
         if self.beat_at <= now {
             self.beat_at = now + Span::from_millis(u64::from(BEAT_MS));
@@ -546,9 +624,16 @@ impl Wire {
         }
         self.last_serial += 1;
         let serial = self.last_serial;
+        let channel = match &self.tls {
+            None => Channel::plain(),
+            Some(live) => match Channel::server(live.config(Port::Worker)) {
+                Ok(channel) => channel,
+                Err(error) => return tracing::warn!(%peer, %error, "TLS cannot begin"),
+            },
+        };
         let entry = self.conns.vacant_entry();
         let key = entry.key();
-        let conn = entry.insert(Conn::new(stream, peer, serial, Token(key), now));
+        let conn = entry.insert(Conn::new(stream, peer, serial, Token(key), channel, now));
         let place = Place { serial, key };
         if let Err(error) = conn.register(self.poll.registry()) {
             tracing::warn!(%peer, %error, "a connection could not be watched");
@@ -689,6 +774,7 @@ impl Wire {
     /// The peer is nobody from now on.
     fn part(&mut self, place: Place) {
         self.forget_stranger(place);
+        self.shakes.end(place);
         let Some(conn) = self.conn(place) else {
             return;
         };
@@ -718,6 +804,15 @@ impl Wire {
     fn close_all(&mut self) {
         let now = self.clock.now();
         self.flush_dirty(now);
+        let secure = self
+            .conns
+            .iter_mut()
+            .filter(|(_, conn)| conn.channel.is_tls());
+        for (_, conn) in secure {
+            conn.channel.close();
+            // Whoever does not take it finds the connection cut, which is as good.
+            drop(conn.flush(self.poll.registry(), now));
+        }
         let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
         for place in keys
             .into_iter()

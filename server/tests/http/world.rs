@@ -101,6 +101,7 @@ impl World {
             config: Arc::new(config),
             cluster: [0xab; 16],
             epoch: Epoch::new(7),
+            tls: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = http::spawn(listener, parts, 1).unwrap();
