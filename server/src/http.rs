@@ -51,7 +51,9 @@ use crate::config::Config;
 use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
 use crate::http::problem::{Code, Refusal};
+use crate::mailbox::{Receiver, Wake, mailbox};
 use crate::metrics::Health;
+use crate::store::writer::Answer;
 use crate::{dispatch, output, store};
 
 /// Most bytes of a request's head.
@@ -135,18 +137,30 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
     let (stop, stopped) = watch::channel(None);
-    let shared = Arc::new(Shared::new(parts)?);
+    let all = Arc::new(All::new()?);
     let threads = (0..threads.max(1))
         .map(|number| {
             // Clones of one socket: with SO_REUSEPORT a second server would share the port in silence.
             let listener = listener.try_clone()?;
-            let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+            let (sender, answers) = mailbox(&Wake::task());
+            let parts = Parts {
+                writer: parts.writer.through(sender),
+                ..parts.clone()
+            };
+            let shared = Arc::new(Shared::new(parts, Arc::clone(&all)));
+            let stopped = stopped.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             std::thread::Builder::new()
                 .name(format!("http-{number}"))
-                .spawn(move || runtime.block_on(accept(listener, shared, stopped)))
+                .spawn(move || {
+                    runtime.block_on(async {
+                        tokio::spawn(deliver(answers));
+                        tokio::spawn(pulse(shared.pulse()));
+                        accept(listener, shared, stopped).await;
+                    });
+                })
         })
         .collect::<io::Result<_>>()?;
     Ok(Handle {
@@ -156,11 +170,35 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
     })
 }
 
-/// What the threads share.
+/// Takes the writer's answers to where they are awaited.
+async fn deliver(answers: Receiver<Answer>) {
+    const AT_ONCE_MAX: usize = 1_024;
+    let mut some = Vec::new();
+    loop {
+        std::future::poll_fn(|cx| answers.poll_filled(cx)).await;
+        answers.drain(&mut some, AT_ONCE_MAX);
+        some.drain(..).for_each(Answer::deliver);
+    }
+}
+
+/// A timer that is due before all others. A runtime wakes itself, by a system call and a vain look at its sockets, for
+/// each new timer that is due before all it had: without this one that was each request's, nearly twice.
+async fn pulse(every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// What a thread works with.
 struct Shared {
     parts: Parts,
     routes: route::Routes,
     http: http1::Builder,
+    all: Arc<All>,
+}
+
+/// What the threads share.
+struct All {
     /// Open connections of all threads.
     open: AtomicUsize,
     /// Connections being told that there are too many.
@@ -178,8 +216,19 @@ impl fmt::Debug for Shared {
     }
 }
 
+impl All {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            open: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
+            id_prefix: getrandom::u64().map_err(io::Error::other)?,
+            ids: AtomicU64::new(0),
+        })
+    }
+}
+
 impl Shared {
-    fn new(parts: Parts) -> io::Result<Self> {
+    fn new(parts: Parts, all: Arc<All>) -> Self {
         let limits = &parts.config.limits;
         let mut http = http1::Builder::new();
         // Without a timer hyper drops its timeouts in silence. Its header timeout runs between requests too, so it is
@@ -188,16 +237,23 @@ impl Shared {
             .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX);
-        let id_prefix = getrandom::u64().map_err(io::Error::other)?;
-        Ok(Self {
+        Self {
             parts,
             routes: route::Routes::new(),
             http,
-            open: AtomicUsize::new(0),
-            refusing: AtomicUsize::new(0),
-            id_prefix,
-            ids: AtomicU64::new(0),
-        })
+            all,
+        }
+    }
+
+    /// Half of the shortest time that a timer of a connection waits, so that it is due first however late in it.
+    fn pulse(&self) -> Duration {
+        const LEAST: Duration = Duration::from_millis(100);
+        let limits = &self.parts.config.limits;
+        let shortest = limits
+            .http_header_timeout
+            .min(limits.http_body_timeout)
+            .min(limits.http_idle_timeout);
+        (shortest / 2).max(LEAST)
     }
 
     /// The client's name for the request, or a new one.
@@ -207,8 +263,8 @@ impl Shared {
                 && id.as_bytes().iter().all(u8::is_ascii_graphic)
         });
         theirs.cloned().unwrap_or_else(|| {
-            let number = self.ids.fetch_add(1, Ordering::Relaxed);
-            let id = format!("{:08x}-{number}", self.id_prefix >> 32);
+            let number = self.all.ids.fetch_add(1, Ordering::Relaxed);
+            let id = format!("{:08x}-{number}", self.all.id_prefix >> 32);
             HeaderValue::from_str(&id).expect("hex digits, a dash and digits")
         })
     }
@@ -275,7 +331,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.all.open.fetch_sub(1, Ordering::Relaxed);
         self.here.open.fetch_sub(1, Ordering::Relaxed);
         self.here.gone.notify_one();
     }
@@ -289,8 +345,8 @@ fn admit(
     stop: watch::Receiver<Option<Duration>>,
 ) {
     let max = shared.parts.config.limits.http_connections_max;
-    if shared.open.fetch_add(1, Ordering::Relaxed) >= max {
-        shared.open.fetch_sub(1, Ordering::Relaxed);
+    if shared.all.open.fetch_add(1, Ordering::Relaxed) >= max {
+        shared.all.open.fetch_sub(1, Ordering::Relaxed);
         return refuse(stream, shared, max);
     }
     here.open.fetch_add(1, Ordering::Relaxed);
@@ -307,8 +363,8 @@ fn admit(
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
 fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
     const AT_ONCE_MAX: usize = 64;
-    if shared.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
-        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+    if shared.all.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
+        shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
         return;
     }
     let shared = Arc::clone(shared);
@@ -324,7 +380,7 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
                 .close_slowly()
                 .await;
         }
-        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+        shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
     });
 }
 
