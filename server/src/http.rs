@@ -54,7 +54,9 @@ use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
 use crate::http::problem::{Code, Refusal};
 use crate::http::stream::{Begun, Stream, Tls};
+use crate::mailbox::{Receiver, Wake, mailbox};
 use crate::metrics::Health;
+use crate::store::writer::Answer;
 use crate::{dispatch, output, store};
 
 /// Most bytes of a request's head.
@@ -140,18 +142,30 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
     let (stop, stopped) = watch::channel(None);
-    let shared = Arc::new(Shared::new(parts)?);
+    let all = Arc::new(All::new(&parts)?);
     let threads = (0..threads.max(1))
         .map(|number| {
             // Clones of one socket: with SO_REUSEPORT a second server would share the port in silence.
             let listener = listener.try_clone()?;
-            let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+            let (sender, answers) = mailbox(&Wake::task());
+            let parts = Parts {
+                writer: parts.writer.through(sender),
+                ..parts.clone()
+            };
+            let shared = Arc::new(Shared::new(parts, Arc::clone(&all)));
+            let stopped = stopped.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             std::thread::Builder::new()
                 .name(format!("http-{number}"))
-                .spawn(move || runtime.block_on(accept(listener, shared, stopped)))
+                .spawn(move || {
+                    runtime.block_on(async {
+                        tokio::spawn(deliver(answers));
+                        tokio::spawn(pulse(shared.pulse()));
+                        accept(listener, shared, stopped).await;
+                    });
+                })
         })
         .collect::<io::Result<_>>()?;
     Ok(Handle {
@@ -161,11 +175,35 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
     })
 }
 
-/// What the threads share.
+/// Takes the writer's answers to where they are awaited.
+async fn deliver(answers: Receiver<Answer>) {
+    const AT_ONCE_MAX: usize = 1_024;
+    let mut some = Vec::new();
+    loop {
+        std::future::poll_fn(|cx| answers.poll_filled(cx)).await;
+        answers.drain(&mut some, AT_ONCE_MAX);
+        some.drain(..).for_each(Answer::deliver);
+    }
+}
+
+/// A timer that is due before all others. A runtime wakes itself, by a system call and a vain look at its sockets, for
+/// each new timer that is due before all it had: without this one that was each request's, nearly twice.
+async fn pulse(every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// What a thread works with.
 struct Shared {
     parts: Parts,
     routes: route::Routes,
     http: http1::Builder,
+    all: Arc<All>,
+}
+
+/// What the threads share.
+struct All {
     tls: Option<Tls>,
     /// Open connections of all threads.
     open: AtomicUsize,
@@ -184,8 +222,25 @@ impl fmt::Debug for Shared {
     }
 }
 
+impl All {
+    fn new(parts: &Parts) -> io::Result<Self> {
+        let limits = &parts.config.limits;
+        let tls = parts.tls.clone().map(|live| {
+            let (max, timeout) = (limits.tls_handshakes_max, limits.http_header_timeout);
+            Tls::new(live, max, timeout)
+        });
+        Ok(Self {
+            tls,
+            open: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
+            id_prefix: getrandom::u64().map_err(io::Error::other)?,
+            ids: AtomicU64::new(0),
+        })
+    }
+}
+
 impl Shared {
-    fn new(parts: Parts) -> io::Result<Self> {
+    fn new(parts: Parts, all: Arc<All>) -> Self {
         let limits = &parts.config.limits;
         let mut http = http1::Builder::new();
         // Without a timer hyper drops its timeouts in silence. Its header timeout runs between requests too, so it is
@@ -194,21 +249,23 @@ impl Shared {
             .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX);
-        let tls = parts.tls.clone().map(|live| {
-            let (max, timeout) = (limits.tls_handshakes_max, limits.http_header_timeout);
-            Tls::new(live, max, timeout)
-        });
-        let id_prefix = getrandom::u64().map_err(io::Error::other)?;
-        Ok(Self {
+        Self {
             parts,
             routes: route::Routes::new(),
             http,
-            tls,
-            open: AtomicUsize::new(0),
-            refusing: AtomicUsize::new(0),
-            id_prefix,
-            ids: AtomicU64::new(0),
-        })
+            all,
+        }
+    }
+
+    /// Half of the shortest time that a timer of a connection waits, so that it is due first however late in it.
+    fn pulse(&self) -> Duration {
+        const LEAST: Duration = Duration::from_millis(100);
+        let limits = &self.parts.config.limits;
+        let shortest = limits
+            .http_header_timeout
+            .min(limits.http_body_timeout)
+            .min(limits.http_idle_timeout);
+        (shortest / 2).max(LEAST)
     }
 
     /// The client's name for the request, or a new one.
@@ -218,8 +275,8 @@ impl Shared {
                 && id.as_bytes().iter().all(u8::is_ascii_graphic)
         });
         theirs.cloned().unwrap_or_else(|| {
-            let number = self.ids.fetch_add(1, Ordering::Relaxed);
-            let id = format!("{:08x}-{number}", self.id_prefix >> 32);
+            let number = self.all.ids.fetch_add(1, Ordering::Relaxed);
+            let id = format!("{:08x}-{number}", self.all.id_prefix >> 32);
             HeaderValue::from_str(&id).expect("hex digits, a dash and digits")
         })
     }
@@ -286,7 +343,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.all.open.fetch_sub(1, Ordering::Relaxed);
         self.here.open.fetch_sub(1, Ordering::Relaxed);
         self.here.gone.notify_one();
     }
@@ -300,8 +357,8 @@ fn admit(
     stop: watch::Receiver<Option<Duration>>,
 ) {
     let max = shared.parts.config.limits.http_connections_max;
-    if shared.open.fetch_add(1, Ordering::Relaxed) >= max {
-        shared.open.fetch_sub(1, Ordering::Relaxed);
+    if shared.all.open.fetch_add(1, Ordering::Relaxed) >= max {
+        shared.all.open.fetch_sub(1, Ordering::Relaxed);
         return refuse(stream, shared, max);
     }
     here.open.fetch_add(1, Ordering::Relaxed);
@@ -318,11 +375,11 @@ fn admit(
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
 fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
     const AT_ONCE_MAX: usize = 64;
-    if shared.tls.is_some() {
+    if shared.all.tls.is_some() {
         return; // it would have to agree on TLS first, only to be told
     }
-    if shared.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
-        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+    if shared.all.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
+        shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
         return;
     }
     let shared = Arc::clone(shared);
@@ -339,7 +396,7 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
                 .close_slowly()
                 .await;
         }
-        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+        shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
     });
 }
 
@@ -354,7 +411,7 @@ async fn serve(
         return;
     }
     let conn = Arc::new(Conn::default());
-    let socket = match &shared.tls {
+    let socket = match &shared.all.tls {
         None => Stream::Plain(stream),
         Some(tls) => match race(secure(stream, tls, shared), told(&mut stop)).await {
             Either::Left(Some(stream)) => stream,

@@ -168,7 +168,7 @@ pub enum Write {
         /// The jobs.
         submission: Submission,
         /// Answered after the commit and after the lanes have them.
-        reply: oneshot::Sender<Result<Accepted, SubmitError>>,
+        reply: Reply,
     },
     /// What the engine wants kept.
     Facts {
@@ -229,10 +229,53 @@ pub struct Arrival {
 /// The lanes between writer and dispatch.
 pub type JobLanes = Arc<Lanes<Arrival>>;
 
+/// Where the answer to a submission goes.
+#[derive(Debug)]
+pub struct Reply {
+    to: oneshot::Sender<Result<Accepted, SubmitError>>,
+    through: Option<Arc<Sender<Answer>>>,
+}
+
+/// An answer on its way to whoever waits for it on the thread that takes it out of its mailbox: there it wakes a task
+/// without a system call, and a commit wakes a thread once, however many wait.
+#[derive(Debug)]
+pub struct Answer {
+    to: oneshot::Sender<Result<Accepted, SubmitError>>,
+    what: Result<Accepted, SubmitError>,
+}
+
+impl Answer {
+    /// Hands it over; whoever asked may have gone.
+    pub fn deliver(self) {
+        tell(self.to, self.what);
+    }
+}
+
+impl Reply {
+    /// Answers, and wakes whoever waits.
+    pub fn send(self, what: Result<Accepted, SubmitError>) {
+        if let Some(through) = self.push(what) {
+            through.wake();
+        }
+    }
+
+    /// Answers; what is given back has to be woken.
+    fn push(self, what: Result<Accepted, SubmitError>) -> Option<Arc<Sender<Answer>>> {
+        let answer = Answer { to: self.to, what };
+        match &self.through {
+            Some(through) => through.push(answer),
+            None => answer.deliver(),
+        }
+        self.through
+    }
+}
+
 /// The other threads' end of the writer.
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: Sender<Write>,
+    /// How answers to submissions travel; straight, if not by a mailbox.
+    answers: Option<Arc<Sender<Answer>>>,
     /// Bytes of submissions sent and not yet answered.
     pending_bytes: Arc<AtomicUsize>,
     pending_bytes_max: usize,
@@ -243,8 +286,18 @@ impl Handle {
     pub fn new(sender: Sender<Write>, pending_bytes_max: usize) -> Self {
         Self {
             sender,
+            answers: None,
             pending_bytes: Arc::default(),
             pending_bytes_max,
+        }
+    }
+
+    /// The same for a thread that takes answers to submissions out of this mailbox.
+    #[must_use]
+    pub fn through(&self, answers: Sender<Answer>) -> Self {
+        Self {
+            answers: Some(Arc::new(answers)),
+            ..self.clone()
         }
     }
 
@@ -262,7 +315,9 @@ impl Handle {
                 limit: "intake_bytes_max",
             });
         }
-        let (reply, receiver) = oneshot::channel();
+        let (to, receiver) = oneshot::channel();
+        let through = self.answers.clone();
+        let reply = Reply { to, through };
         self.sender.send(Write::Submit { submission, reply });
         Ok(receiver)
     }
@@ -296,8 +351,6 @@ struct Waiting {
     submission: Submission,
     reply: Reply,
 }
-
-type Reply = oneshot::Sender<Result<Accepted, SubmitError>>;
 
 /// A submission within the present commit.
 #[derive(Debug)]
@@ -769,17 +822,26 @@ impl Writer {
         for (_, reply) in self.purges.drain(..) {
             tell(reply, Ok(()));
         }
+        let mut to_wake: Vec<Arc<Sender<Answer>>> = Vec::new();
         for pending in turn.pending {
             let accepted = |replayed| Accepted {
                 first: pending.first,
                 count: pending.count,
                 replayed,
             };
-            self.answer(pending.reply, pending.bytes, Ok(accepted(false)));
-            for (reply, bytes) in pending.repeats {
-                self.answer(reply, bytes, Ok(accepted(true)));
+            let first = (pending.reply, pending.bytes, false);
+            let repeats = pending.repeats.into_iter();
+            let repeats = repeats.map(|(reply, bytes)| (reply, bytes, true));
+            for (reply, bytes, replayed) in std::iter::once(first).chain(repeats) {
+                self.handle.answered(bytes);
+                if let Some(through) = reply.push(Ok(accepted(replayed)))
+                    && !to_wake.iter().any(|known| Arc::ptr_eq(known, &through))
+                {
+                    to_wake.push(through);
+                }
             }
         }
+        to_wake.iter().for_each(|through| through.wake());
     }
 
     /// Neighbours that are to be treated alike go as one run, from whichever submission they came.
@@ -947,7 +1009,7 @@ impl Writer {
 
     fn answer(&self, reply: Reply, bytes: usize, answer: Result<Accepted, SubmitError>) {
         self.handle.answered(bytes);
-        tell(reply, answer);
+        reply.send(answer);
     }
 
     /// A step of housekeeping. True if there is more to do.

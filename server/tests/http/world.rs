@@ -398,7 +398,7 @@ fn stand_in(fake: &Arc<Mutex<Fake>>, intake_bytes_max: usize) -> Handles {
 impl Fake {
     fn on_write(&mut self, write: Write) {
         match write {
-            Write::Submit { submission, reply } => tell(reply, self.submit(submission)),
+            Write::Submit { submission, reply } => reply.send(self.submit(submission)),
             Write::Purge { job, reply } => {
                 self.records.get_mut(&job.raw()).unwrap().body = None;
                 tell(reply, Ok(()));
