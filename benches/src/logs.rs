@@ -3,6 +3,7 @@
 //!
 //! With and without are measured in the same run, on the same system, one after the other.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -37,40 +38,58 @@ const RUN_UP: Duration = Duration::from_secs(1);
 /// Longest silence of a follower's connection.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
+/// Who else is there while small jobs come and go.
+const COMPANY: [(&str, Option<&str>); 3] = [
+    ("alone", None),
+    // The processors are as busy with it, but nothing is printed.
+    ("beside work", Some("cat /dev/zero | cat > /dev/null")),
+    ("beside a flood", Some("exec cat /dev/zero")),
+];
+/// The figures of a start: of which step, at which quantile.
+const STARTS: [(&str, Step, f64); 8] = [
+    ("submit → accepted, p50", Step::Accepted, 0.5),
+    ("submit → accepted, p99", Step::Accepted, 0.99),
+    ("accepted → assigned, p50", Step::Assigned, 0.5),
+    ("accepted → assigned, p99", Step::Assigned, 0.99),
+    ("assigned → start, p50", Step::Started, 0.5),
+    ("assigned → start, p99", Step::Started, 0.99),
+    ("submit → start, p50", Step::All, 0.5),
+    ("submit → start, p99", Step::All, 0.99),
+];
+/// Small jobs with each company in its turn, so many times a run: what else the machine does meets all of them.
+const ROUNDS: u32 = 6;
+
+#[derive(Clone, Copy)]
+enum Step {
+    Accepted,
+    Assigned,
+    Started,
+    All,
+}
+
 /// All of them.
 pub fn figures(binary: &Path, sizes: &Sizes) -> Result<Vec<Figure>> {
     let mut to_disk = Figure::new("job → disk", "MB/s", "cat through a socket");
     let mut to_follower = Figure::new("job → disk → follower", "MB/s", "cat through a socket");
     let mut late = Figure::new("print → follower, idle, p50", "µs", "");
     let mut late_tail = Figure::new("print → follower, idle, p99", "µs", "");
-    let mut alone = Figure::new("submit → start, alone, p50", "µs", "");
-    let mut alone_tail = Figure::new("submit → start, alone, p99", "µs", "");
-    let mut start = Figure::new("… beside a flood, p50", "µs", "the same into /dev/null");
-    let mut start_tail = Figure::new("… beside a flood, p99", "µs", "the same into /dev/null");
     let mut flood = Figure::new("the flood meanwhile", "MB/s", "");
     let mut server = Figure::new("server, most memory", "MiB", "before");
     let mut worker = Figure::new("worker, most memory", "MiB", "before");
+    let mut starts: Vec<Figure> = Vec::new();
+    for name in STARTS.map(|(name, ..)| name) {
+        starts.push(Figure::new(name, "µs", ""));
+        starts.push(Figure::new("… beside work", "µs", "alone"));
+        starts.push(Figure::new("… beside a flood", "µs", "alone"));
+    }
     for _ in 0..sizes.runs {
+        flood
+            .values
+            .push(starts_of(binary, sizes.jobs, &mut starts)?);
+
         let system = System::start(binary, SLOTS)?;
         small_jobs(&system, 5)?; // what is slow once only
         let before = system.peak_memory_mib()?;
-
-        let without = small_jobs(&system, sizes.jobs)?;
-        // The processors are as busy with it, but nothing is printed.
-        let (silent, _) = beside(&system, "cat /dev/zero > /dev/null", sizes.jobs)?;
-        let (with, speed) = beside(&system, "exec cat /dev/zero", sizes.jobs)?;
-        flood.values.push(speed);
-        for (figures, times) in [
-            ([&mut alone, &mut alone_tail], &without),
-            ([&mut start, &mut start_tail], &with),
-        ] {
-            for (figure, quantile) in figures.into_iter().zip([0.5, 0.99]) {
-                figure.values.push(us(times, quantile));
-            }
-        }
-        start.references.push(us(&silent, 0.5));
-        start_tail.references.push(us(&silent, 0.99));
-
         let lines = lines_to_a_follower(&system, sizes.lines)?;
         late.values.push(us(&lines, 0.5));
         late_tail.values.push(us(&lines, 0.99));
@@ -89,49 +108,117 @@ pub fn figures(binary: &Path, sizes: &Sizes) -> Result<Vec<Figure>> {
             figure.references.push(before);
         }
     }
-    Ok(vec![
-        alone,
-        alone_tail,
-        start,
-        start_tail,
-        flood,
-        to_disk,
-        to_follower,
-        late,
-        late_tail,
-        server,
-        worker,
-    ])
+    starts.extend([flood, to_disk, to_follower, late, late_tail, server, worker]);
+    Ok(starts)
+}
+
+/// One run of small jobs with each company; how fast the flood's output came.
+fn starts_of(binary: &Path, jobs: u32, figures: &mut [Figure]) -> Result<f64> {
+    let system = System::start_traced(binary, SLOTS)?;
+    small_jobs(&system, 5)?; // what is slow once only
+    let mut all: [Vec<Begun>; 3] = Default::default();
+    let mut speeds = Vec::new();
+    for _ in 0..ROUNDS {
+        for ((_, line), begun) in COMPANY.into_iter().zip(&mut all) {
+            let count = jobs.div_ceil(ROUNDS);
+            match line {
+                None => begun.extend(small_jobs(&system, count)?),
+                Some(line) => {
+                    let (these, speed) = beside(&system, line, count)?;
+                    begun.extend(these);
+                    speeds.push(speed);
+                }
+            }
+        }
+    }
+    let steps = system.steps()?;
+    let mut references = [0.0; STARTS.len()];
+    for (company, begun) in all.iter().enumerate() {
+        for (n, (_, step, quantile)) in STARTS.into_iter().enumerate() {
+            let mut times = Histogram::<u64>::new(3)?;
+            for job in begun {
+                times.record(job.took(step, &steps)?)?;
+            }
+            let value = us(&times, quantile);
+            let figure = &mut figures[3 * n + company];
+            figure.values.push(value);
+            if company == 0 {
+                references[n] = value;
+            } else {
+                figure.references.push(references[n]);
+            }
+        }
+    }
+    speeds
+        .into_iter()
+        .reduce(f64::max)
+        .context("no flood was measured")
+}
+
+/// One small job's moments: times of day, in µs.
+struct Begun {
+    id: u64,
+    submitted: u64,
+    accepted: u64,
+    started: u64,
+}
+
+impl Begun {
+    fn took(&self, step: Step, steps: &HashMap<(&'static str, u64), u64>) -> Result<u64> {
+        let assigned = || {
+            let at = steps.get(&("assigned", self.id)).copied();
+            at.with_context(|| format!("no trace of the assignment of job {}", self.id))
+        };
+        let (from, to) = match step {
+            Step::Accepted => (self.submitted, self.accepted),
+            Step::Assigned => (self.accepted, assigned()?),
+            Step::Started => (assigned()?, self.started),
+            Step::All => (self.submitted, self.started),
+        };
+        // An answer may be later than what follows from the same commit; and midnight may have passed.
+        Ok(to.saturating_sub(from))
+    }
+}
+
+/// The time of day, in µs, of a wall clock's ns.
+fn time_of_day_us(wall_ns: u64) -> u64 {
+    wall_ns / 1_000 % 86_400_000_000
 }
 
 /// One after another: from the request to the first thing the job does, which is to look at the clock.
-fn small_jobs(system: &System, count: u32) -> Result<Histogram<u64>> {
-    let mut times = Histogram::new(3)?;
+fn small_jobs(system: &System, count: u32) -> Result<Vec<Begun>> {
+    let mut all = Vec::new();
     for _ in 0..count {
-        let begun = wall_ns();
+        let submitted = time_of_day_us(wall_ns());
         let id = submit(system, &json!({"command": ["date", "+%s%N"]}))?;
+        let accepted = time_of_day_us(wall_ns());
         let job = once(system, "GET", &format!("/jobs/{id}?wait=60s&live=0"))?;
         let job: Value = serde_json::from_slice(&job)?;
         ensure!(job["state"] == "succeeded", "it did not succeed: {job}");
         let said = once(system, "GET", &format!("/jobs/{id}/logs?stream=stdout"))?;
-        let started: u64 = std::str::from_utf8(&said)?.trim().parse()?;
-        times.record(started.saturating_sub(begun) / 1_000)?;
+        let started = std::str::from_utf8(&said)?.trim().parse()?;
+        all.push(Begun {
+            id,
+            submitted,
+            accepted,
+            started: time_of_day_us(started),
+        });
     }
-    Ok(times)
+    Ok(all)
 }
 
 /// Small jobs beside one that runs all the time, and how fast that one's output came.
-fn beside(system: &System, line: &str, count: u32) -> Result<(Histogram<u64>, f64)> {
-    let chatty = submit(system, &json!({"command": line}))?;
+fn beside(system: &System, line: &str, count: u32) -> Result<(Vec<Begun>, f64)> {
+    let busy = submit(system, &json!({"command": line}))?;
     eventually(RUN_UP, RUN_UP, || false);
     let begun = Moment::now();
-    let earlier = written(system, chatty)?;
-    let times = small_jobs(system, count)?;
-    let bytes = written(system, chatty)?.saturating_sub(earlier);
+    let earlier = written(system, busy)?;
+    let jobs = small_jobs(system, count)?;
+    let bytes = written(system, busy)?.saturating_sub(earlier);
     let speed = mb_per_second(bytes, begun.elapsed());
-    once(system, "DELETE", &format!("/jobs/{chatty}"))?;
+    once(system, "DELETE", &format!("/jobs/{busy}"))?;
     system.all_ended()?;
-    Ok((times, speed))
+    Ok((jobs, speed))
 }
 
 /// A job that prints the time now and then, and somebody who reads it.

@@ -1,6 +1,7 @@
 //! A server with one worker, from the `hostler` binary, in a directory of its own, on free loopback ports. All of it
 //! ends with its value.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,15 @@ pub fn find_binary(said: Option<PathBuf>) -> Result<PathBuf> {
 impl System {
     /// Starts one; ready and with its worker when this returns.
     pub fn start(binary: &Path, slots: u32) -> Result<Self> {
+        Self::start_with(binary, slots, "warn")
+    }
+
+    /// The same, and its traces have each step of a job, for [`steps`](Self::steps).
+    pub fn start_traced(binary: &Path, slots: u32) -> Result<Self> {
+        Self::start_with(binary, slots, "trace")
+    }
+
+    fn start_with(binary: &Path, slots: u32, level: &str) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("hostler-bench-")
             .tempdir()?;
@@ -70,7 +80,7 @@ impl System {
         let (http, workers) = (free_port()?, free_port()?);
         let trace = |name: &str| File::create(dir.path().join(name));
         let server = Command::new(binary)
-            .args(["server", "--log-level", "warn", "--data-dir"])
+            .args(["server", "--log-level", level, "--data-dir"])
             .arg(&data)
             .args([
                 "--listen",
@@ -98,7 +108,7 @@ impl System {
             .args([
                 "worker",
                 "--log-level",
-                "warn",
+                level,
                 "--name",
                 "bench",
                 "--token-file",
@@ -133,6 +143,23 @@ impl System {
     /// Where its files are: for references on the same disk.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// What server and worker traced of jobs: each step with the job and the time of day, in µs.
+    pub fn steps(&self) -> Result<HashMap<(&'static str, u64), u64>> {
+        let mut steps = HashMap::new();
+        for (name, step) in [("server.err", "assigned"), ("worker.err", "starting")] {
+            let sought = format!("\"message\":\"{step}\"");
+            let text = fs::read_to_string(self.dir.path().join(name))?;
+            for line in text.lines().filter(|line| line.contains(&sought)) {
+                let line: serde_json::Value = serde_json::from_str(line)?;
+                let at = line["timestamp"].as_str().and_then(time_of_day_us);
+                if let (Some(job), Some(at)) = (line["job"].as_u64(), at) {
+                    steps.insert((step, job), at);
+                }
+            }
+        }
+        Ok(steps)
     }
 
     /// A request with the token.
@@ -246,6 +273,16 @@ pub fn counts(database: &Path) -> Result<Counts> {
         jobs: number("SELECT count(*) FROM job")?,
         succeeded: number("SELECT count(*) FROM job WHERE state = 'succeeded'")?,
     })
+}
+
+/// The time of day, in µs, of `2026-01-31T12:34:56.123456Z`.
+fn time_of_day_us(timestamp: &str) -> Option<u64> {
+    let time = timestamp.split_once('T')?.1.trim_end_matches('Z');
+    let (seconds, fraction) = time.split_once('.')?;
+    let seconds = seconds
+        .split(':')
+        .try_fold(0, |sum, part| Some(sum * 60 + part.parse::<u64>().ok()?))?;
+    Some(seconds * 1_000_000 + fraction.parse::<u64>().ok()?)
 }
 
 /// CPU time of a process: its living threads, to the nanosecond.

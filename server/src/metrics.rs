@@ -25,6 +25,39 @@ impl Counter {
     }
 }
 
+/// Commits of the database, so that others on its disk can step back for them. One thread commits.
+#[derive(Debug, Default)]
+pub struct Commits {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Commits {
+    /// One begins, until what is returned is dropped.
+    pub fn begin(&self) -> impl Drop {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        CommitEnds(&self.ended)
+    }
+
+    /// How many have begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Whether that one has ended.
+    pub fn has_ended(&self, number: u64) -> bool {
+        self.ended.load(Ordering::Acquire) >= number
+    }
+}
+
+struct CommitEnds<'a>(&'a AtomicU64);
+
+impl Drop for CommitEnds<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 /// Whether the server can do its work.
 #[derive(Debug, Default)]
 pub struct Health {

@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::mailbox::{Sender, Wake, mailbox};
-use crate::metrics::Counter;
+use crate::metrics::{Commits, Counter};
 
 /// Where an attempt's output lives, as the number stored with the attempt: in this server's segments. Other storages
 /// will have other numbers.
@@ -123,6 +123,22 @@ pub type AskEnds = Box<dyn FnMut(Vec<JobId>) -> PollEnds + Send>;
 /// Looks whether the answer is there; an answer of none means that there will not be one.
 pub type PollEnds = Box<dyn FnMut() -> Option<Option<Vec<JobId>>> + Send>;
 
+/// Whom the output thread speaks to, and whom it steps back for.
+pub struct Ways {
+    /// To the wire thread.
+    pub answers: Answers,
+    /// To the records.
+    pub ends: AskEnds,
+    /// The database's, on the same disk as a rule.
+    pub commits: Arc<Commits>,
+}
+
+impl std::fmt::Debug for Ways {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ways").finish_non_exhaustive()
+    }
+}
+
 /// What others may see of the output thread at any time.
 #[derive(Debug, Default)]
 pub struct Status {
@@ -160,12 +176,7 @@ impl Status {
 }
 
 /// Opens the store of output and starts its thread.
-pub fn spawn(
-    options: Options,
-    clock: Clock,
-    answers: Answers,
-    ends: AskEnds,
-) -> io::Result<(Handle, JoinHandle<()>)> {
+pub fn spawn(options: Options, clock: Clock, ways: Ways) -> io::Result<(Handle, JoinHandle<()>)> {
     let status = Arc::new(Status::default());
     let segments = segments::Segments::open(options, clock.wall().millis())?;
     *status.damage.lock().unwrap_or_else(PoisonError::into_inner) = segments.damage().to_vec();
@@ -177,7 +188,6 @@ pub fn spawn(
         .name("output".into())
         .spawn(move || {
             let _abort = AbortOnPanic;
-            let ways = thread::Ways { answers, ends };
             thread::Thread::new(segments, inbox, ways, clock, shared).run();
         })?;
     Ok((Handle { sender, status }, thread))

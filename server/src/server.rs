@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatch::Message;
 use crate::mailbox::{Receiver, Sender, Wake, mailbox};
-use crate::metrics::Health;
+use crate::metrics::{Commits, Health};
 use crate::net::Post;
 use crate::output::Answer;
 use crate::store::seam::{Opening, Store, StoreError};
@@ -305,7 +305,9 @@ fn start_threads(
     let (records, record_reader) = reader("records", &store, &dispatch)?;
     let (bodies, body_reader) = reader("bodies", &store, &dispatch)?;
     let net = worker_port.handle();
-    let (output, output_thread) = start_output(&config, clock, &net, &records)?;
+    let counters = Arc::<store::writer::Counters>::default();
+    let commits = Arc::clone(&counters.under_way);
+    let (output, output_thread) = start_output(&config, clock, &net, &records, commits)?;
 
     let dispatch_parts = dispatch::Parts {
         wake: Arc::clone(&dispatch_wake),
@@ -351,7 +353,6 @@ fn start_threads(
         .expect("recovery opens the port")
         .map_err(StartError::Thread)?;
 
-    let counters = Arc::default();
     let writer_parts = store::writer::Parts {
         store: Box::new(store),
         inbox: writer_inbox,
@@ -466,6 +467,7 @@ fn start_output(
     clock: Clock,
     net: &net::Handle,
     records: &store::reader::Handle,
+    commits: Arc<Commits>,
 ) -> Result<(output::Handle, JoinHandle<()>), StartError> {
     let net = net.clone();
     let answers = Box::new(move |answers: &mut Vec<Answer>| {
@@ -483,7 +485,12 @@ fn start_output(
             Err(TryRecvError::Empty) => None,
         })
     });
-    output::spawn(output::Options::new(config), clock, answers, ends).map_err(StartError::Thread)
+    let ways = output::Ways {
+        answers,
+        ends,
+        commits,
+    };
+    output::spawn(output::Options::new(config), clock, ways).map_err(StartError::Thread)
 }
 
 fn reader(

@@ -14,6 +14,7 @@ mod notes;
 mod oom;
 mod orphans;
 mod output;
+mod pace;
 mod pipe;
 mod proc;
 mod reaper;

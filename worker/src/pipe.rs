@@ -98,6 +98,7 @@ impl OutputPipe {
     /// When [`dial`](Self::dial) or [`turn`](Self::turn) have something to do if nothing happens first.
     pub(crate) fn next_deadline(&self, spool: &Spool) -> Option<Time> {
         match &self.line {
+            Some(line) if line.is_ready() => spool.next_deadline(),
             Some(line) => line.deadline(),
             None => (self.target.is_some() && !spool.is_empty()).then_some(self.retry_at),
         }
@@ -132,8 +133,9 @@ impl OutputPipe {
             }
         }
         if line.is_ready() {
+            spool.resume(now);
             while line.out.len() < AHEAD_BYTES
-                && let Some(frame) = spool.next_frame()
+                && let Some(frame) = spool.next_frame(now)
             {
                 line.send(&frame);
             }

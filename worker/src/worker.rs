@@ -63,8 +63,10 @@ const EVENTS_MAX: usize = 1_024;
 const PIPE_READS: usize = 4;
 /// Reads of one pipe after its job's end: as much as the largest pipe holds.
 const LAST_READS: usize = 16;
-/// Pipes served in one turn.
+/// Pipes served in one turn, and bytes after which the rest of them have theirs in the next: what is told to us, and what
+/// we are to tell, waits for that long.
 const PIPES_A_TURN: usize = 64;
+const PIPES_TURN_BYTES: usize = 512 << 10;
 /// Rounds of starting in one turn: a start that fails at once makes room for the next.
 const START_ROUNDS: usize = 64;
 /// How long output may go on being sent once all else is settled.
@@ -523,7 +525,10 @@ impl Loop {
                 self.notice(event);
             }
             self.take_stops();
-            self.listen()?;
+            if self.listen()? {
+                // What was assigned starts before anybody's output is looked at.
+                self.finish_turn()?;
+            }
             self.take_completions();
             self.read_pipes();
             self.look_after_orphans();
@@ -637,14 +642,15 @@ impl Loop {
         }
     }
 
-    /// Takes what the server says.
-    fn listen(&mut self) -> Result<(), WorkerError> {
+    /// Takes what the server says; tells whether it said anything.
+    fn listen(&mut self) -> Result<bool, WorkerError> {
         let Some(line) = &mut self.link.line else {
-            return Ok(());
+            return Ok(false);
         };
         let login = || login(&self.config, self.instance, &self.registry, &self.session);
         let heard = line.turn(self.now, &mut self.buffer, login, &mut self.said);
         let mut said = std::mem::take(&mut self.said);
+        let anything = !said.is_empty();
         for said in said.drain(..) {
             if self.link.line.is_none() {
                 break; // the session has left this connection
@@ -707,7 +713,7 @@ impl Loop {
             }
             Err(why) => self.disconnect(&why),
         }
-        Ok(())
+        Ok(anything)
     }
 
     /// The cluster is known now, and so is what an earlier run of this worker left running for it.
@@ -809,6 +815,7 @@ impl Loop {
     }
 
     fn start(&mut self, fence: Fence, work: Work) {
+        tracing::trace!(job = fence.job.raw(), attempt = %fence.attempt, "starting");
         let keep = match (work.logs.mode, work.logs.overflow) {
             (LogsMode::None, _) => Keep::Nothing,
             (LogsMode::Keep | LogsMode::Stream, Overflow::Drop) => Keep::Drop,
@@ -966,9 +973,12 @@ impl Loop {
     }
 
     fn read_pipes(&mut self) {
+        let mut bytes = 0;
         for _ in 0..self.readable.len().min(PIPES_A_TURN) {
-            if let Some((key, stream)) = self.readable.pop_front() {
-                self.read_pipe(key, stream, false);
+            if bytes < PIPES_TURN_BYTES
+                && let Some((key, stream)) = self.readable.pop_front()
+            {
+                bytes += self.read_pipe(key, stream, false);
             }
         }
     }
@@ -999,11 +1009,13 @@ impl Loop {
         }
     }
 
-    /// Reads a pipe a few times. `last`: the job is over, so its pipes are read whatever the room.
-    fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) {
+    /// Reads a pipe a few times, and tells how many bytes came. `last`: the job is over, so its pipes are read whatever the
+    /// room.
+    fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) -> usize {
         let Some((child, keep)) = self.children.get_mut(key) else {
-            return;
+            return 0;
         };
+        let mut bytes_read = 0;
         let insist = *keep == Keep::Block && (last || child.exited());
         let offset = |child: &Child| match stream {
             Stream::Stdout => child.bytes().0,
@@ -1014,11 +1026,13 @@ impl Loop {
                 && !insist
                 && !self.spool.has_room(child.fence, READ_BYTES / PIPE_READS)
             {
-                return self.blocked.push((key, stream));
+                self.blocked.push((key, stream));
+                return bytes_read;
             }
             let at = offset(child);
             match child.read(stream, &mut self.buffer[..READ_BYTES / PIPE_READS]) {
                 Read::Bytes(n) => {
+                    bytes_read += n;
                     child.signs.printed(self.now);
                     let bytes = &self.buffer[..n];
                     self.spool
@@ -1029,13 +1043,14 @@ impl Loop {
                     if !last {
                         *child.queued(stream) = false;
                     }
-                    return;
+                    return bytes_read;
                 }
             }
         }
         if !last {
             self.readable.push_back((key, stream));
         }
+        bytes_read
     }
 
     /// Processes of ours that are nobody's main process.

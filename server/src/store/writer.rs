@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use crate::clock::{Clock, Stamp};
 use crate::config::{Durability, Limits};
 use crate::mailbox::{AbortOnPanic, Receiver, Sender};
-use crate::metrics::{Counter, Health};
+use crate::metrics::{Commits, Counter, Health};
 use crate::store::ids::Ids;
 use crate::store::seam::{
     Batch, Commit, CommitError, Draft, KeyRecord, Moment, NewJob, Store, StoreError,
@@ -126,6 +126,8 @@ pub struct Counters {
     pub attempts: Counter,
     /// Commits made.
     pub commits: Counter,
+    /// The one under way.
+    pub under_way: Arc<Commits>,
     /// Commits refused.
     pub refused: Counter,
     /// Jobs that have not ended.
@@ -606,6 +608,8 @@ impl Writer {
         else {
             return;
         };
+        let under_way = Arc::clone(&self.counters.under_way);
+        let under_way = under_way.begin();
         let done = self.store.commit(&Commit {
             epoch: self.store.opening().epoch,
             batch: self.batch + 1,
@@ -618,6 +622,7 @@ impl Writer {
             totals,
             sync,
         });
+        drop(under_way);
         match done {
             Ok(()) => {
                 self.batch += 1;
