@@ -7,6 +7,7 @@
 //!
 //! Not here: sockets (`net`), HTTP's forms of it (`http/logs.rs`).
 
+mod files;
 mod index;
 mod log;
 mod page;
@@ -50,6 +51,8 @@ pub const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Most readers waiting for something new at a time.
 pub const WAITING_READERS_MAX: usize = 16_384;
 
+pub use files::{Files, How, OpenFile, SystemFiles};
+pub use thread::Keeper;
 pub(crate) use verify::verify;
 
 /// One output socket's number.
@@ -60,6 +63,8 @@ pub type PipeId = u64;
 pub struct Options {
     /// Where the segments are.
     pub dir: PathBuf,
+    /// Through which they are reached.
+    pub files: Arc<dyn Files>,
     /// Most bytes of one attempt (semantics 25), unless its job asked for less, or that nothing be cut.
     pub output_bytes_max: u64,
     /// A segment is sealed at this size.
@@ -79,6 +84,7 @@ impl Options {
     pub fn new(config: &Config) -> Self {
         Self {
             dir: config.data_dir.join(DIR),
+            files: Arc::new(SystemFiles),
             output_bytes_max: config.limits.output_bytes_max,
             segment_bytes: 64 << 20,
             keep: Duration::from_secs(7 * 24 * 3_600),
@@ -177,6 +183,18 @@ impl Status {
 
 /// Opens the store of output and starts its thread.
 pub fn spawn(options: Options, clock: Clock, ways: Ways) -> io::Result<(Handle, JoinHandle<()>)> {
+    let (handle, keeper) = open(options, clock, ways)?;
+    let thread = std::thread::Builder::new()
+        .name("output".into())
+        .spawn(move || {
+            let _abort = AbortOnPanic;
+            keeper.run();
+        })?;
+    Ok((handle, thread))
+}
+
+/// Opens the store of output; whoever called lets it take its turns.
+pub fn open(options: Options, clock: Clock, ways: Ways) -> io::Result<(Handle, Keeper)> {
     let status = Arc::new(Status::default());
     let segments = segments::Segments::open(options, clock.wall().millis())?;
     *status.damage.lock().unwrap_or_else(PoisonError::into_inner) = segments.damage().to_vec();
@@ -184,13 +202,8 @@ pub fn spawn(options: Options, clock: Clock, ways: Ways) -> io::Result<(Handle, 
 
     let (sender, inbox) = mailbox(&Wake::parking());
     let shared = Arc::clone(&status);
-    let thread = std::thread::Builder::new()
-        .name("output".into())
-        .spawn(move || {
-            let _abort = AbortOnPanic;
-            thread::Thread::new(segments, inbox, ways, clock, shared).run();
-        })?;
-    Ok((Handle { sender, status }, thread))
+    let keeper = Keeper::new(segments, inbox, ways, clock, shared);
+    Ok((Handle { sender, status }, keeper))
 }
 
 /// A bug in here ends the process: a silent thread would hold up all output for ever.

@@ -79,6 +79,7 @@ fn move_mark(dir: &Path) {
 fn write_output(dir: &Path) {
     let options = Options {
         dir: dir.to_path_buf(),
+        files: std::sync::Arc::new(output::SystemFiles),
         output_bytes_max: 1 << 20,
         segment_bytes: 64 << 10,
         keep: Duration::from_secs(1_000),

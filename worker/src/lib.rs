@@ -29,6 +29,7 @@ pub use clock::{Span, Time};
 pub use handlers::{Handler, HandlerError, Job};
 pub use hostler_tls::{ClientFiles, Words};
 pub use hostler_wire::token::Token;
-pub use output::SpoolLimits;
+pub use output::{Spool, SpoolLimits};
 pub use session::Exit;
+pub use spill::SpillFiles;
 pub use worker::{Config, Stopper, Worker, WorkerError, run};

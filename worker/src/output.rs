@@ -26,7 +26,7 @@ use hostler_wire::limits::CHUNK_BYTES_MAX;
 
 use crate::clock::Time;
 use crate::pace::Pace;
-use crate::spill::{Spill, Spot};
+use crate::spill::{Nameless, Spill, SpillFiles, Spot};
 
 /// Ended attempts whose output is not acknowledged: beyond, the oldest are forgotten.
 const OUTPUTS_MAX: usize = 65_536;
@@ -74,7 +74,7 @@ impl Default for SpoolLimits {
 
 /// All output in hand.
 #[derive(Debug)]
-pub(crate) struct Spool {
+pub struct Spool {
     limits: SpoolLimits,
     outputs: HashMap<Fence, Output>,
     /// What becomes of the output of attempts that run, printed or not.
@@ -138,12 +138,15 @@ enum Data {
 }
 
 impl Spool {
+    /// A spool whose files are in the directory that the limits name.
     pub(crate) fn new(limits: SpoolLimits) -> Self {
-        let spill = Spill::new(
-            limits.directory.clone(),
-            limits.file_bytes,
-            SPILL_FILE_BYTES,
-        );
+        let files = Nameless::new(limits.directory.clone());
+        Self::with_files(limits, Box::new(files))
+    }
+
+    /// A spool whose files are those.
+    pub fn with_files(limits: SpoolLimits, files: Box<dyn SpillFiles>) -> Self {
+        let spill = Spill::new(files, limits.file_bytes, SPILL_FILE_BYTES);
         Self {
             limits,
             outputs: HashMap::new(),
@@ -159,13 +162,13 @@ impl Spool {
     }
 
     /// An attempt starts whose output is wanted; [`close`](Self::close) is to follow.
-    pub(crate) fn begin(&mut self, fence: Fence, logs: Logs) {
+    pub fn begin(&mut self, fence: Fence, logs: Logs) {
         self.running.insert(fence, logs);
     }
 
     /// Takes bytes read at `offset` of a stream. `insist`: never drop them (an ended job that chose back-pressure: no
     /// more than its pipes held).
-    pub(crate) fn push(
+    pub fn push(
         &mut self,
         fence: Fence,
         stream: Stream,
@@ -244,7 +247,7 @@ impl Spool {
     }
 
     /// Whether `bytes` more of this attempt would be kept.
-    pub(crate) fn has_room(&self, fence: Fence, bytes: usize) -> bool {
+    pub fn has_room(&self, fence: Fence, bytes: usize) -> bool {
         let none = Output::default();
         let output = self.outputs.get(&fence).unwrap_or(&none);
         fits_memory(&self.limits, output, self.memory_bytes, bytes + PIECE_BYTES)
@@ -254,13 +257,13 @@ impl Spool {
     }
 
     /// Whether room was made since this was last asked.
-    pub(crate) fn made_room(&mut self) -> bool {
+    pub fn made_room(&mut self) -> bool {
         std::mem::take(&mut self.freed)
     }
 
     /// There will be no more of this attempt. One that never printed has no output: its report says so, and neither a
     /// socket nor a sync is spent on it.
-    pub(crate) fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
+    pub fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
         if stdout_bytes == 0 && stderr_bytes == 0 {
             self.running.remove(&fence);
             return self.forget(fence);
@@ -298,7 +301,7 @@ impl Spool {
     }
 
     /// Nobody wants it any more.
-    pub(crate) fn forget(&mut self, fence: Fence) {
+    pub fn forget(&mut self, fence: Fence) {
         let Some(mut output) = self.outputs.remove(&fence) else {
             return;
         };
@@ -313,12 +316,12 @@ impl Spool {
     }
 
     /// Nothing is left to be sent or acknowledged.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.outputs.is_empty()
     }
 
     /// A new connection: what was not acknowledged is sent again.
-    pub(crate) fn rewind(&mut self) {
+    pub fn rewind(&mut self) {
         let mut fences: Vec<Fence> = self.outputs.keys().copied().collect();
         fences.sort_unstable();
         for output in self.outputs.values_mut() {
@@ -333,7 +336,7 @@ impl Spool {
     }
 
     /// The next frame to send, each attempt in its turn.
-    pub(crate) fn next_frame(&mut self, now: Time) -> Option<Frame> {
+    pub fn next_frame(&mut self, now: Time) -> Option<Frame> {
         while let Some(fence) = self.ready.pop_front() {
             let Some(output) = self.outputs.get_mut(&fence) else {
                 continue;
@@ -361,7 +364,7 @@ impl Spool {
     }
 
     /// Time has passed: whoever was to wait until now has its turns again.
-    pub(crate) fn resume(&mut self, now: Time) {
+    pub fn resume(&mut self, now: Time) {
         while let Some(&(due, fence)) = self.paced.first()
             && due <= now
         {
@@ -371,12 +374,12 @@ impl Spool {
     }
 
     /// When [`resume`](Self::resume) has something to do.
-    pub(crate) fn next_deadline(&self) -> Option<Time> {
+    pub fn next_deadline(&self) -> Option<Time> {
         self.paced.first().map(|(due, _)| *due)
     }
 
     /// The server has it on disk up to there.
-    pub(crate) fn acked(&mut self, ack: &OutputAck) {
+    pub fn acked(&mut self, ack: &OutputAck) {
         let Some(output) = self.outputs.get_mut(&ack.fence) else {
             return;
         };

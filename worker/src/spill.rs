@@ -5,9 +5,13 @@
 //! The files have no name, so they go with the worker however it ends. Where the file system cannot make such files they
 //! have one for an instant; what a worker that was killed in it left behind is removed by the next one.
 //!
+//! What lies where is kept here ([`Spill`]); how bytes get there is a seam ([`SpillFiles`]), so that files that fail can
+//! stand in its place.
+//!
 //! Not here: whose a piece is, and what is dropped when there is no room (`output`).
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -26,10 +30,63 @@ pub(crate) struct Spot {
     pub(crate) bytes: usize,
 }
 
+/// Where the bytes go: numbered files, of which nobody else knows.
+pub trait SpillFiles: Debug {
+    /// Makes the file of that number, empty.
+    fn make(&mut self, number: u64) -> io::Result<()>;
+    /// Writes all of `data` into it.
+    fn write(&mut self, number: u64, data: &[u8], at: u64) -> io::Result<()>;
+    /// Fills `into` from it.
+    fn read(&self, number: u64, into: &mut [u8], at: u64) -> io::Result<()>;
+    /// It is not wanted any more.
+    fn remove(&mut self, number: u64);
+}
+
+/// Files without a name in a directory.
+#[derive(Debug)]
+pub(crate) struct Nameless {
+    directory: PathBuf,
+    files: HashMap<u64, File>,
+}
+
+impl Nameless {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        sweep(&directory);
+        Self {
+            directory,
+            files: HashMap::new(),
+        }
+    }
+
+    fn file(&self, number: u64) -> io::Result<&File> {
+        Ok(self.files.get(&number).ok_or(io::ErrorKind::NotFound)?)
+    }
+}
+
+impl SpillFiles for Nameless {
+    fn make(&mut self, number: u64) -> io::Result<()> {
+        let file = nameless(&self.directory)?;
+        self.files.insert(number, file);
+        Ok(())
+    }
+
+    fn write(&mut self, number: u64, data: &[u8], at: u64) -> io::Result<()> {
+        self.file(number)?.write_all_at(data, at)
+    }
+
+    fn read(&self, number: u64, into: &mut [u8], at: u64) -> io::Result<()> {
+        self.file(number)?.read_exact_at(into, at)
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.files.remove(&number);
+    }
+}
+
 /// All files.
 #[derive(Debug)]
 pub(crate) struct Spill {
-    directory: PathBuf,
+    backing: Box<dyn SpillFiles>,
     file_bytes: u64,
     files_max: usize,
     files: HashMap<u64, Filled>,
@@ -39,19 +96,17 @@ pub(crate) struct Spill {
 
 #[derive(Debug)]
 struct Filled {
-    file: File,
     bytes: u64,
     /// Of these, still wanted.
     live_bytes: u64,
 }
 
 impl Spill {
-    /// At most `bytes_max` in files of at most `file_bytes` in `directory`.
-    pub(crate) fn new(directory: PathBuf, bytes_max: u64, file_bytes: u64) -> Self {
-        sweep(&directory);
+    /// At most `bytes_max` in files of at most `file_bytes`.
+    pub(crate) fn new(backing: Box<dyn SpillFiles>, bytes_max: u64, file_bytes: u64) -> Self {
         let file_bytes = file_bytes.min(bytes_max).max(1);
         Self {
-            directory,
+            backing,
             file_bytes,
             files_max: usize::try_from(bytes_max / file_bytes).unwrap_or(usize::MAX),
             files: HashMap::new(),
@@ -76,10 +131,9 @@ impl Spill {
         }
         let fits = |filled: &Filled| filled.bytes + data.len() as u64 <= self.file_bytes;
         if !self.files.get(&self.current).is_some_and(fits) {
-            let file = nameless(&self.directory)?;
+            self.backing.make(self.current + 1)?;
             self.current += 1;
             let filled = Filled {
-                file,
                 bytes: 0,
                 live_bytes: 0,
             };
@@ -87,7 +141,7 @@ impl Spill {
         }
         let filled = self.files.get_mut(&self.current).expect("made above");
         let at = filled.bytes;
-        filled.file.write_all_at(data, at)?;
+        self.backing.write(self.current, data, at)?;
         filled.bytes += data.len() as u64;
         filled.live_bytes += data.len() as u64;
         Ok(Spot {
@@ -99,8 +153,7 @@ impl Spill {
 
     /// The bytes of a spot.
     pub(crate) fn read(&self, spot: &Spot, into: &mut [u8]) -> io::Result<()> {
-        let filled = self.files.get(&spot.file).ok_or(io::ErrorKind::NotFound)?;
-        filled.file.read_exact_at(into, spot.at)
+        self.backing.read(spot.file, into, spot.at)
     }
 
     /// The first `n` bytes of a spot are not wanted any more.
@@ -112,6 +165,7 @@ impl Spill {
             filled.live_bytes -= n as u64;
             if filled.live_bytes == 0 {
                 self.files.remove(&spot.file);
+                self.backing.remove(spot.file);
             }
         }
     }
@@ -163,7 +217,7 @@ mod tests {
     use super::*;
 
     fn spill(directory: &Path) -> Spill {
-        Spill::new(directory.to_path_buf(), 40, 10)
+        Spill::new(Box::new(Nameless::new(directory.to_path_buf())), 40, 10)
     }
 
     #[test]

@@ -11,17 +11,16 @@
 //!
 //! Not here: what an attempt's output is made of (`log`).
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hostler_wire::JobId;
 use hostler_wire::frame::OutputEnd;
 
+use super::files::{Files, How, OpenFile};
 use super::log::{Extent, Rules};
 use super::record::{Key, limit_from_number, limit_to_number, u32_at, u64_at};
-use super::segment::{sync_dir, sync_file};
 
 /// Most stretches of job ids kept in memory for a segment.
 const RANGES_MAX: usize = 32;
@@ -63,6 +62,7 @@ pub(super) struct Sealed {
     pub live_bytes: u64,
     /// Jobs that had ended well were taken out of it for its age.
     pub trimmed: bool,
+    files: Arc<dyn Files>,
     path: PathBuf,
     entries: u32,
     entries_at: u64,
@@ -74,7 +74,7 @@ impl Sealed {
     /// Writes the index durably. `entries` are sorted by key. `segment` is called when the index is on disk and before it
     /// takes its place.
     pub(super) fn write(
-        dir: &Path,
+        (files, dir): (&Arc<dyn Files>, &Path),
         number: u32,
         entries: &[Entry],
         (sealed_ms, trimmed): (u64, bool),
@@ -114,13 +114,14 @@ impl Sealed {
         }
         let path = path_of(dir, number);
         let temporary = path.with_extension("tmp");
-        let written = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&bytes).and_then(|()| sync_file(&file)))
+        let written = files
+            .open(&temporary, How::Over)
+            .and_then(|file| file.write_all_at(&bytes, 0).and_then(|()| file.sync()))
             .and_then(|()| segment())
-            .and_then(|()| std::fs::rename(&temporary, &path))
-            .and_then(|()| sync_dir(dir));
+            .and_then(|()| files.rename(&temporary, &path))
+            .and_then(|()| files.sync_dir(dir));
         if let Err(error) = written {
-            drop(std::fs::remove_file(&temporary));
+            drop(files.remove(&temporary));
             return Err(error);
         }
         Ok(Self {
@@ -129,6 +130,7 @@ impl Sealed {
             bytes: segment_bytes,
             live_bytes,
             trimmed,
+            files: Arc::clone(files),
             path,
             entries: count(entries.len())?,
             entries_at: (HEADER_BYTES + ranges.len() * 16) as u64,
@@ -137,15 +139,19 @@ impl Sealed {
     }
 
     /// Opens an index; none if there is none, or it is not what was written: then it is made again from the segment.
-    pub(super) fn open(dir: &Path, number: u32) -> io::Result<Option<Self>> {
+    pub(super) fn open(
+        files: &Arc<dyn Files>,
+        dir: &Path,
+        number: u32,
+    ) -> io::Result<Option<Self>> {
         let path = path_of(dir, number);
-        let file = match File::open(&path) {
+        let file = match files.open(&path, How::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let mut bytes = vec![0; HEADER_BYTES];
-        let file_bytes = file.metadata()?.len();
+        let file_bytes = file.length()?;
         if file_bytes < HEADER_BYTES as u64 {
             return Ok(None);
         }
@@ -175,6 +181,7 @@ impl Sealed {
             bytes: u64_at(&bytes, 32),
             live_bytes: u64_at(&bytes, 40),
             trimmed: u32_at(&bytes, 48) != 0,
+            files: Arc::clone(files),
             path,
             entries,
             entries_at,
@@ -200,11 +207,11 @@ impl Sealed {
         if !self.may_have(job) {
             return Ok(Vec::new());
         }
-        let file = File::open(&self.path)?;
+        let file = self.files.open(&self.path, How::Read)?;
         let (mut low, mut high) = (0, self.entries);
         while low < high {
             let middle = low + (high - low) / 2;
-            if u64_at(&self.entry_bytes(&file, middle)?, 0) < job.raw() {
+            if u64_at(&self.entry_bytes(&*file, middle)?, 0) < job.raw() {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -212,33 +219,33 @@ impl Sealed {
         }
         let mut found = Vec::new();
         for place in low..self.entries {
-            let bytes = self.entry_bytes(&file, place)?;
+            let bytes = self.entry_bytes(&*file, place)?;
             if u64_at(&bytes, 0) != job.raw() {
                 break;
             }
-            found.push(self.read_entry(&file, &bytes)?);
+            found.push(self.read_entry(&*file, &bytes)?);
         }
         Ok(found)
     }
 
     /// All it has, by key.
     pub(super) fn entries(&self) -> io::Result<Vec<Entry>> {
-        let file = File::open(&self.path)?;
-        let entry = |place| self.read_entry(&file, &self.entry_bytes(&file, place)?);
+        let file = self.files.open(&self.path, How::Read)?;
+        let entry = |place| self.read_entry(&*file, &self.entry_bytes(&*file, place)?);
         (0..self.entries).map(entry).collect()
     }
 
     /// Everything it has, entry by entry; an error is of that entry alone.
     pub(super) fn each(&self, mut entry: impl FnMut(io::Result<Entry>)) -> io::Result<()> {
-        let file = File::open(&self.path)?;
+        let file = self.files.open(&self.path, How::Read)?;
         for place in 0..self.entries {
-            let bytes = self.entry_bytes(&file, place);
-            entry(bytes.and_then(|bytes| self.read_entry(&file, &bytes)));
+            let bytes = self.entry_bytes(&*file, place);
+            entry(bytes.and_then(|bytes| self.read_entry(&*file, &bytes)));
         }
         Ok(())
     }
 
-    fn entry_bytes(&self, file: &File, place: u32) -> io::Result<[u8; ENTRY_BYTES]> {
+    fn entry_bytes(&self, file: &dyn OpenFile, place: u32) -> io::Result<[u8; ENTRY_BYTES]> {
         let mut bytes = [0; ENTRY_BYTES];
         let at = self.entries_at + u64::from(place) * ENTRY_BYTES as u64;
         file.read_exact_at(&mut bytes, at)?;
@@ -249,7 +256,7 @@ impl Sealed {
         }
     }
 
-    fn read_entry(&self, file: &File, bytes: &[u8; ENTRY_BYTES]) -> io::Result<Entry> {
+    fn read_entry(&self, file: &dyn OpenFile, bytes: &[u8; ENTRY_BYTES]) -> io::Result<Entry> {
         let key = Key {
             job: u64_at(bytes, 0),
             epoch: u32_at(bytes, 8),
@@ -404,6 +411,7 @@ fn ranges_of(entries: &[Entry]) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::files::SystemFiles;
 
     fn entry(job: u64) -> Entry {
         let key = Key {
@@ -443,8 +451,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let jobs: Vec<u64> = (1..200).map(|n| n * n).collect();
         let entries: Vec<Entry> = jobs.iter().map(|job| entry(*job)).collect();
-        Sealed::write(dir.path(), 1, &entries, (5, true), 1_000, 900, || Ok(())).unwrap();
-        let sealed = Sealed::open(dir.path(), 1).unwrap().unwrap();
+        let files: Arc<dyn Files> = Arc::new(SystemFiles);
+        let there = (&files, dir.path());
+        Sealed::write(there, 1, &entries, (5, true), 1_000, 900, || Ok(())).unwrap();
+        let sealed = Sealed::open(&files, dir.path(), 1).unwrap().unwrap();
         for job in 1..40_000 {
             let found = sealed.find(JobId::new(job).unwrap()).unwrap();
             let expected = if jobs.contains(&job) {
@@ -459,8 +469,9 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_named_or_the_index_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
+        let files: Arc<dyn Files> = Arc::new(SystemFiles);
         Sealed::write(
-            dir.path(),
+            (&files, dir.path()),
             1,
             &[entry(3), entry(9)],
             (5, false),
@@ -475,7 +486,7 @@ mod tests {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(&path, &bad).unwrap();
-            if let Some(sealed) = Sealed::open(dir.path(), 1).unwrap() {
+            if let Some(sealed) = Sealed::open(&files, dir.path(), 1).unwrap() {
                 let found = [3, 9].map(|job| sealed.find(JobId::new(job).unwrap()));
                 assert!(found.iter().any(Result::is_err), "bit {bit}");
             }

@@ -2,13 +2,12 @@
 //!
 //! Not here: what is kept (`log`), waiting (`thread`).
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use hostler_wire::frame::Stream;
 
+use super::files::OpenFile;
 use super::log::{Extent, Log, index_of};
 use super::record::{Head, Key, Kind, Place};
 use super::segment::path_of;
@@ -22,7 +21,7 @@ pub(super) fn read(
     key: Key,
     log: &Log,
     read: &Read,
-    open: impl Fn(u32) -> io::Result<File>,
+    open: impl Fn(u32) -> io::Result<Box<dyn OpenFile>>,
 ) -> Result<Page, ReadError> {
     let (stored, cut) = match read.stream {
         Some(stream) => (log.next[index_of(stream)], log.cut(stream)),
@@ -45,7 +44,7 @@ pub(super) fn read(
         },
     };
     let mut walked = 0;
-    let mut file: Option<(u32, File)> = None;
+    let mut file: Option<(u32, Box<dyn OpenFile>)> = None;
     for extent in &log.extents {
         if end_of(extent, read.stream).is_none_or(|end| end <= reader.page.next) {
             continue;
@@ -67,7 +66,7 @@ pub(super) fn read(
                 .map_or_else(|| open(number), |(_, f)| Ok(f))
             {
                 Ok(opened) => {
-                    let result = reader.walk(extent, &opened);
+                    let result = reader.walk(extent, &*opened);
                     file = Some((number, opened));
                     result
                 }
@@ -111,7 +110,7 @@ impl Reader {
     }
 
     /// Takes what is wanted of an extent.
-    fn walk(&mut self, extent: &Extent, file: &File) -> Result<(), ReadError> {
+    fn walk(&mut self, extent: &Extent, file: &dyn OpenFile) -> Result<(), ReadError> {
         let mut bytes = vec![0; (extent.end - extent.begin) as usize];
         file.read_exact_at(&mut bytes, u64::from(extent.begin))?;
         let bytes = Bytes::from(bytes);

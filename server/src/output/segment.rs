@@ -6,13 +6,13 @@
 //!
 //! Not here: which attempt a record belongs to (`log`), finding it again (`index`).
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use super::files::{Files, How, OpenFile};
 use super::record::{HEADER_BYTES, Head, Key, Kind, Place, u32_at, u64_at};
 
 /// Bytes before the first record.
@@ -29,7 +29,7 @@ const REWRITE_BUFFER_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Segment {
     pub number: u32,
-    file: File,
+    file: Box<dyn OpenFile>,
     nonce: [u8; 16],
     /// Bytes written.
     length: u32,
@@ -52,20 +52,21 @@ pub(super) struct Scan {
 
 impl Segment {
     /// Makes the next segment.
-    pub(super) fn create(dir: &Path, number: u32, now_ms: u64) -> io::Result<Self> {
-        let (header, nonce) = new_header(number, now_ms)?;
+    pub(super) fn create(
+        files: &dyn Files,
+        dir: &Path,
+        number: u32,
+        now_ms: u64,
+    ) -> io::Result<Self> {
+        let (header, nonce) = new_header(files, number, now_ms)?;
         let path = path_of(dir, number);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
+        let file = files.open(&path, How::New)?;
         let made = file
             .write_all_at(&header, 0)
-            .and_then(|()| sync_file(&file))
-            .and_then(|()| sync_dir(dir));
+            .and_then(|()| file.sync())
+            .and_then(|()| files.sync_dir(dir));
         if let Err(error) = made {
-            drop(std::fs::remove_file(&path));
+            drop(files.remove(&path));
             return Err(error);
         }
         Ok(Self {
@@ -80,18 +81,18 @@ impl Segment {
     }
 
     /// Opens one that is there; none if it has no valid header.
-    pub(super) fn open(dir: &Path, number: u32) -> io::Result<Option<Self>> {
-        Self::open_with(OpenOptions::new().read(true).write(true), dir, number)
+    pub(super) fn open(files: &dyn Files, dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        Self::open_with(files, How::Write, dir, number)
     }
 
     /// The same for somebody who only reads.
-    pub(super) fn look(dir: &Path, number: u32) -> io::Result<Option<Self>> {
-        Self::open_with(OpenOptions::new().read(true), dir, number)
+    pub(super) fn look(files: &dyn Files, dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        Self::open_with(files, How::Read, dir, number)
     }
 
-    fn open_with(options: &OpenOptions, dir: &Path, number: u32) -> io::Result<Option<Self>> {
-        let file = options.open(path_of(dir, number))?;
-        let bytes = file.metadata()?.len();
+    fn open_with(files: &dyn Files, how: How, dir: &Path, number: u32) -> io::Result<Option<Self>> {
+        let file = files.open(&path_of(dir, number), how)?;
+        let bytes = file.length()?;
         if bytes < u64::from(SEGMENT_HEADER_BYTES) || bytes > SEGMENT_BYTES_MAX {
             return Ok(None);
         }
@@ -119,8 +120,8 @@ impl Segment {
         self.length
     }
 
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    pub(super) fn file(&self) -> &dyn OpenFile {
+        &*self.file
     }
 
     /// The record that a batch begins with.
@@ -142,7 +143,7 @@ impl Segment {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.file.write_all_at(batch, u64::from(self.length))?;
-        sync_file(&self.file)?;
+        self.file.sync()?;
         self.length += u32::try_from(batch.len()).map_err(io::Error::other)?;
         self.synced = self.length;
         Ok(())
@@ -150,7 +151,7 @@ impl Segment {
 
     /// Syncs what a server that was killed may have written and not synced: it counts as stored from now on.
     pub(super) fn settle(&self) -> io::Result<()> {
-        sync_file(&self.file)
+        self.file.sync()
     }
 
     /// Cuts off what was not synced.
@@ -160,8 +161,8 @@ impl Segment {
 
     /// Cuts the file at a place.
     pub(super) fn truncate(&mut self, length: u32) -> io::Result<()> {
-        self.file.set_len(u64::from(length))?;
-        sync_file(&self.file)?;
+        self.file.set_length(u64::from(length))?;
+        self.file.sync()?;
         self.length = length;
         self.synced = length;
         Ok(())
@@ -218,11 +219,11 @@ impl Segment {
 }
 
 fn new_header(
+    files: &dyn Files,
     number: u32,
     created_ms: u64,
 ) -> io::Result<([u8; SEGMENT_HEADER_BYTES as usize], [u8; 16])> {
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    let nonce = files.nonce()?;
     let mut header = [0; SEGMENT_HEADER_BYTES as usize];
     header[0..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&number.to_le_bytes());
@@ -238,7 +239,8 @@ fn new_header(
 pub(super) struct Rewrite {
     number: u32,
     nonce: [u8; 16],
-    file: File,
+    files: Arc<dyn Files>,
+    file: Box<dyn OpenFile>,
     path: PathBuf,
     dir: PathBuf,
     buffer: BytesMut,
@@ -249,13 +251,19 @@ pub(super) struct Rewrite {
 }
 
 impl Rewrite {
-    pub(super) fn create(dir: &Path, number: u32, created_ms: u64) -> io::Result<Self> {
-        let (header, nonce) = new_header(number, created_ms)?;
+    pub(super) fn create(
+        files: &Arc<dyn Files>,
+        dir: &Path,
+        number: u32,
+        created_ms: u64,
+    ) -> io::Result<Self> {
+        let (header, nonce) = new_header(&**files, number, created_ms)?;
         let path = path_of(dir, number).with_extension("new");
-        let file = File::create(&path)?;
+        let file = files.open(&path, How::Over)?;
         Ok(Self {
             number,
             nonce,
+            files: Arc::clone(files),
             file,
             path,
             dir: dir.to_path_buf(),
@@ -286,14 +294,15 @@ impl Rewrite {
         let nonce = self.nonce;
         self.push(Head::new(Kind::Mark, Key::default(), 0, 0, 0), &nonce)?;
         self.flush()?;
-        sync_file(&self.file)?;
+        self.file.sync()?;
         Ok(self.written)
     }
 
     /// It is the segment from now on.
     pub(super) fn take_place(&self) -> io::Result<()> {
-        std::fs::rename(&self.path, path_of(&self.dir, self.number))?;
-        sync_dir(&self.dir)
+        self.files
+            .rename(&self.path, &path_of(&self.dir, self.number))?;
+        self.files.sync_dir(&self.dir)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -307,7 +316,7 @@ impl Rewrite {
 impl Drop for Rewrite {
     /// Unless it took its place there is a file to be removed; at the latest the next start does that.
     fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.path));
+        drop(self.files.remove(&self.path));
     }
 }
 
@@ -316,35 +325,21 @@ pub(super) fn path_of(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{number:08}.seg"))
 }
 
-/// Makes names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()?;
-    #[cfg(test)]
-    super::shadow::dir_synced(dir);
-    Ok(())
-}
-
-/// Makes what is in a file durable.
-pub(super) fn sync_file(file: &File) -> io::Result<()> {
-    file.sync_data()?;
-    #[cfg(test)]
-    super::shadow::file_synced(file);
-    Ok(())
-}
-
 /// Writes, syncs and removes a file of that many bytes, and of a few chunks at least.
-pub(super) fn try_space(dir: &Path, bytes: usize) -> io::Result<()> {
+pub(super) fn try_space(files: &dyn Files, dir: &Path, bytes: usize) -> io::Result<()> {
     let path = dir.join("space.tmp");
-    let tried = std::fs::write(&path, vec![0; bytes.max(SPACE_BYTES_MIN)])
-        .and_then(|()| File::options().write(true).open(&path)?.sync_data());
-    let removed = std::fs::remove_file(&path);
+    let tried = files.open(&path, How::Over).and_then(|file| {
+        file.write_all_at(&vec![0; bytes.max(SPACE_BYTES_MIN)], 0)?;
+        file.sync()
+    });
+    let removed = files.remove(&path);
     tried.and(removed)
 }
 
 /// When a segment was made, wall milliseconds, if its header can be read.
-pub(super) fn created_ms(dir: &Path, number: u32) -> Option<u64> {
+pub(super) fn created_ms(files: &dyn Files, dir: &Path, number: u32) -> Option<u64> {
     let mut header = [0; SEGMENT_HEADER_BYTES as usize];
-    let file = File::open(path_of(dir, number)).ok()?;
+    let file = files.open(&path_of(dir, number), How::Read).ok()?;
     file.read_exact_at(&mut header, 0).ok()?;
     Some(u64_at(&header, 28))
 }

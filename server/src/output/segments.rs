@@ -21,15 +21,14 @@ mod compact;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 
 use bytes::BytesMut;
 use hostler_engine::Span;
 use hostler_wire::frame::{Chunk, OutputAck, OutputEnd, OutputStart};
 use hostler_wire::{Fence, JobId};
 
+use super::files::{How, OpenFile};
 use super::index::{self, Entry, Sealed};
 use super::log::{Extent, Keep, Log, Rules, index_of};
 use super::record::{
@@ -75,14 +74,16 @@ impl Segments {
                 options.output_bytes_max, LIMIT_BYTES_MIN
             )));
         }
-        std::fs::create_dir_all(&options.dir)?;
+        options.files.make_dir(&options.dir)?;
         let (numbers, indexes) = files_of(&options)?;
         let next = numbers.iter().chain(&indexes).max().map_or(1, |n| n + 1);
         for orphan in indexes.difference(&numbers) {
-            std::fs::remove_file(index::path_of(&options.dir, *orphan))?;
+            options
+                .files
+                .remove(&index::path_of(&options.dir, *orphan))?;
         }
         // A placeholder until the last segment is known; removed if that one can be written on.
-        let active = Segment::create(&options.dir, next, now_ms)?;
+        let active = Segment::create(&*options.files, &options.dir, next, now_ms)?;
         let mut this = Self {
             keep: Keep::new(options.output_bytes_max),
             sealed: Vec::new(),
@@ -107,16 +108,17 @@ impl Segments {
     fn load(&mut self, number: u32, last: bool, now_ms: u64) -> io::Result<()> {
         let path = segment::path_of(&self.options.dir, number);
         // An index of another length is of the segment before it was rewritten.
-        let bytes = path.metadata()?.len();
-        let sealed = Sealed::open(&self.options.dir, number)?;
+        let bytes = self.options.files.open(&path, How::Read)?.length()?;
+        let sealed = Sealed::open(&self.options.files, &self.options.dir, number)?;
         if let Some(sealed) = sealed.filter(|sealed| sealed.bytes == bytes) {
             self.sealed_top = self.sealed_top.max(sealed.top());
             self.sealed.push(sealed);
             return Ok(());
         }
-        let Some(mut segment) = Segment::open(&self.options.dir, number)? else {
+        let Some(mut segment) = Segment::open(&*self.options.files, &self.options.dir, number)?
+        else {
             if bytes <= u64::from(SEGMENT_HEADER_BYTES) {
-                return std::fs::remove_file(path); // its making was cut short: it held nothing
+                return self.options.files.remove(&path); // its making was cut short: it held nothing
             }
             self.note_damage(format!("{}: the header is not valid", path.display()));
             return Ok(());
@@ -124,10 +126,11 @@ impl Segments {
         let clean = self.replay(&mut segment)?;
         let fresh = std::mem::replace(&mut self.active, segment);
         if last && clean {
-            std::fs::remove_file(segment::path_of(&self.options.dir, fresh.number))?;
-            return segment::sync_dir(&self.options.dir);
+            let path = segment::path_of(&self.options.dir, fresh.number);
+            self.options.files.remove(&path)?;
+            return self.options.files.sync_dir(&self.options.dir);
         }
-        let created = segment::created_ms(&self.options.dir, number);
+        let created = segment::created_ms(&*self.options.files, &self.options.dir, number);
         self.seal(fresh, created.unwrap_or(now_ms).max(1))
     }
 
@@ -344,7 +347,7 @@ impl Segments {
 
     /// Whether the disk takes something again, asked while nobody sends any output that would show it.
     pub(super) fn try_space(&self, bytes: usize) -> io::Result<()> {
-        segment::try_space(&self.options.dir, bytes)
+        segment::try_space(&*self.options.files, &self.options.dir, bytes)
     }
 
     fn overgrown(&self) -> bool {
@@ -368,7 +371,7 @@ impl Segments {
         self.purged.clear();
         self.attempts = 0;
         let number = self.active.number;
-        let mut segment = Segment::open(&self.options.dir, number)?
+        let mut segment = Segment::open(&*self.options.files, &self.options.dir, number)?
             .ok_or_else(|| io::Error::other("the segment's header is not valid"))?;
         self.replay(&mut segment)?;
         self.active = segment;
@@ -685,11 +688,12 @@ impl Segments {
         let number = self.sealed[place].number;
         // The index first goes with its segment: an index alone is removed at the next start, and a segment alone
         // would be read as if it had not been sealed.
-        match std::fs::remove_file(segment::path_of(&self.options.dir, number)) {
+        let files = &self.options.files;
+        match files.remove(&segment::path_of(&self.options.dir, number)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        match std::fs::remove_file(index::path_of(&self.options.dir, number)) {
+        match files.remove(&index::path_of(&self.options.dir, number)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
@@ -702,13 +706,18 @@ impl Segments {
 
     /// Seals the active segment and begins another. If that fails, the old one grows on for a while.
     fn roll(&mut self, now_ms: u64) -> io::Result<()> {
-        let rolled = Segment::create(&self.options.dir, self.active.number + 1, now_ms)
-            .and_then(|fresh| self.seal(fresh, now_ms));
+        let rolled = Segment::create(
+            &*self.options.files,
+            &self.options.dir,
+            self.active.number + 1,
+            now_ms,
+        )
+        .and_then(|fresh| self.seal(fresh, now_ms));
         match rolled {
             Ok(()) => Ok(()),
             Err(error) => {
                 let fresh = segment::path_of(&self.options.dir, self.active.number + 1);
-                drop(std::fs::remove_file(fresh));
+                drop(self.options.files.remove(&fresh));
                 if self.overgrown() {
                     return Err(error);
                 }
@@ -727,7 +736,7 @@ impl Segments {
         entries.extend(self.purged.iter().map(|job| purge_of(*job)));
         entries.sort_unstable_by_key(|entry| entry.key);
         let sealed = Sealed::write(
-            &self.options.dir,
+            (&self.options.files, &self.options.dir),
             number,
             &entries,
             (now_ms, false),
@@ -747,11 +756,12 @@ impl Segments {
         Ok(())
     }
 
-    fn file_of(&self, number: u32) -> io::Result<File> {
+    fn file_of(&self, number: u32) -> io::Result<Box<dyn OpenFile>> {
         if number == self.active.number {
-            self.active.file().try_clone()
+            self.active.file().again()
         } else {
-            File::open(segment::path_of(&self.options.dir, number))
+            let path = segment::path_of(&self.options.dir, number);
+            self.options.files.open(&path, How::Read)
         }
     }
 
@@ -809,14 +819,13 @@ fn purge_of(job: u64) -> Entry {
 /// The numbers of the segments and of the indexes that are there.
 fn files_of(options: &Options) -> io::Result<(BTreeSet<u32>, BTreeSet<u32>)> {
     let (mut segments, mut indexes) = (BTreeSet::new(), BTreeSet::new());
-    for file in std::fs::read_dir(&options.dir)? {
-        let path: PathBuf = file?.path();
+    for path in options.files.list(&options.dir)? {
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         let number = stem.and_then(|stem| stem.parse::<u32>().ok());
         match (number, path.extension().and_then(|e| e.to_str())) {
             (Some(number), Some("seg")) => drop(segments.insert(number)),
             (Some(number), Some("idx")) => drop(indexes.insert(number)),
-            (Some(_), Some("tmp" | "new")) => std::fs::remove_file(&path)?,
+            (Some(_), Some("tmp" | "new")) => options.files.remove(&path)?,
             _ => {}
         }
     }
@@ -826,15 +835,19 @@ fn files_of(options: &Options) -> io::Result<(BTreeSet<u32>, BTreeSet<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::files::SystemFiles;
     use bytes::Bytes;
     use hostler_wire::frame::{Logs, LogsMode, Overflow, Stream};
     use hostler_wire::{Attempt, Epoch};
-    use std::path::Path;
+    use std::fs::File;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
     use std::time::Duration;
 
     fn options(dir: &Path) -> Options {
         Options {
             dir: dir.to_path_buf(),
+            files: Arc::new(SystemFiles),
             output_bytes_max: 1 << 20,
             segment_bytes: 1 << 20,
             keep: Duration::from_secs(10),

@@ -1,6 +1,8 @@
 //! The output thread's loop: take what has come, append it, sync once, then acknowledge, then answer readers.
 //!
-//! What arrives while a sync runs is the next batch. A pipe's acknowledgements of one batch leave together.
+//! What arrives while a sync runs is the next batch. A pipe's acknowledgements of one batch leave together. The thread
+//! only lets one step of [`Keeper`] follow the other, so that the simulator can let time pass or the server die in
+//! between.
 //!
 //! If a write fails, the pipes that sent something of it are closed: their workers keep what is not acknowledged,
 //! connect again after a while and send it again. Jobs go on, health says what is wrong. So a pipe that stays open has
@@ -71,13 +73,14 @@ struct Asking {
 }
 
 /// See the module's head.
-pub(super) struct Thread {
-    pub segments: Segments,
-    pub inbox: Receiver<Output>,
+pub struct Keeper {
+    segments: Segments,
+    inbox: Receiver<Output>,
+    messages: Vec<Output>,
     ways: Ways,
     asking: Option<Asking>,
-    pub clock: Clock,
-    pub status: Arc<Status>,
+    clock: Clock,
+    status: Arc<Status>,
     waiters: BTreeMap<JobId, Vec<Waiter>>,
     waiting: usize,
     /// Pipes told to close that are not closed yet: what still comes from them is not taken.
@@ -108,7 +111,15 @@ struct Lingering {
     at_most: Time,
 }
 
-impl Thread {
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper")
+            .field("segments", &self.segments)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Keeper {
     pub(super) fn new(
         segments: Segments,
         inbox: Receiver<Output>,
@@ -119,6 +130,7 @@ impl Thread {
         Self {
             segments,
             inbox,
+            messages: Vec::new(),
             ways,
             asking: None,
             clock,
@@ -142,23 +154,42 @@ impl Thread {
 
     /// Runs until `Output::Stop`.
     pub(super) fn run(mut self) {
-        let mut messages = Vec::new();
         while !self.stopping {
             self.inbox
                 .park(Some(Duration::from_millis(HOUSEKEEPING.millis())));
-            loop {
-                let most = self.messages_max();
-                if self.inbox.drain(&mut messages, most) == 0 {
-                    break;
-                }
-                for message in messages.drain(..) {
-                    self.take(message);
-                }
+            while self.gather() {
                 self.finish_turn();
                 self.keep_house();
             }
             self.keep_house();
         }
+        self.close();
+    }
+
+    /// Whether [`gather`](Self::gather) has something to take.
+    pub fn has_something(&self) -> bool {
+        !self.inbox.is_empty()
+    }
+
+    /// Whether it was told to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Takes in what has come; says whether there was anything. [`finish_turn`](Self::finish_turn) is to follow.
+    pub fn gather(&mut self) -> bool {
+        let most = self.messages_max();
+        let mut messages = std::mem::take(&mut self.messages);
+        let some = self.inbox.drain(&mut messages, most) > 0;
+        for message in messages.drain(..) {
+            self.take(message);
+        }
+        self.messages = messages;
+        some
+    }
+
+    /// The last step: what is damaged after it is known to be damage.
+    pub fn close(&mut self) {
         if let Err(error) = self.segments.close(self.clock.wall().millis()) {
             tracing::error!(%error, "the last output could not be synced; workers keep it");
         }
@@ -255,7 +286,8 @@ impl Thread {
         claim.ended |= ended;
     }
 
-    fn finish_turn(&mut self) {
+    /// Puts what was taken in on disk, then acknowledges it, then answers readers.
+    pub fn finish_turn(&mut self) {
         let bytes = self.segments.batch_bytes();
         if bytes > 0 {
             self.step_back();
@@ -453,7 +485,8 @@ impl Thread {
         self.waiting = self.waiters.values().map(Vec::len).sum();
     }
 
-    fn keep_house(&mut self) {
+    /// What is to be done now and then, if it is time.
+    pub fn keep_house(&mut self) {
         let now = self.clock.now();
         if now < self.housekeeping_due {
             return;

@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use super::files::{Files, How, SystemFiles};
 use super::index::{Entry, Sealed};
 use super::log::{Extent, index_of};
 use super::record::{Key, Kind};
@@ -16,14 +18,24 @@ use crate::findings::Report;
 
 /// Looks through a directory of segments. Beside a running server the segments it still writes are left out.
 pub(crate) fn verify(dir: &Path, serving: bool, report: &mut Report) {
-    let numbers = match numbers_of(dir) {
+    verify_in(
+        &(Arc::new(SystemFiles) as Arc<dyn Files>),
+        dir,
+        serving,
+        report,
+    );
+}
+
+/// The same, wherever the files are.
+pub(super) fn verify_in(files: &Arc<dyn Files>, dir: &Path, serving: bool, report: &mut Report) {
+    let numbers = match numbers_of(&**files, dir) {
         Ok(numbers) => numbers,
         // A server that has never started to the end has none.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => return report.find("output", format_args!("{}: {error}", dir.display())),
     };
     for number in numbers {
-        match verify_segment(dir, number, serving, report) {
+        match verify_segment(files, dir, number, serving, report) {
             Ok(()) => {}
             // Retention of the running server has taken it.
             Err(error) if serving && error.kind() == io::ErrorKind::NotFound => {}
@@ -35,10 +47,9 @@ pub(crate) fn verify(dir: &Path, serving: bool, report: &mut Report) {
     }
 }
 
-fn numbers_of(dir: &Path) -> io::Result<BTreeSet<u32>> {
+fn numbers_of(files: &dyn Files, dir: &Path) -> io::Result<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
-    for file in std::fs::read_dir(dir)? {
-        let path = file?.path();
+    for path in files.list(dir)? {
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         let number = stem.and_then(|stem| stem.parse::<u32>().ok());
         if path.extension().is_some_and(|ending| ending == "seg") {
@@ -48,14 +59,22 @@ fn numbers_of(dir: &Path) -> io::Result<BTreeSet<u32>> {
     Ok(numbers)
 }
 
-fn verify_segment(dir: &Path, number: u32, serving: bool, report: &mut Report) -> io::Result<()> {
+fn verify_segment(
+    files: &Arc<dyn Files>,
+    dir: &Path,
+    number: u32,
+    serving: bool,
+    report: &mut Report,
+) -> io::Result<()> {
     let path = segment::path_of(dir, number);
-    let index_there = super::index::path_of(dir, number).exists();
+    let index_there = files
+        .open(&super::index::path_of(dir, number), How::Read)
+        .is_ok();
     if serving && !index_there {
         report.skip(path.display(), "the running server writes to it");
         return Ok(());
     }
-    let sealed = Sealed::open(dir, number)?;
+    let sealed = Sealed::open(files, dir, number)?;
     if index_there && sealed.is_none() {
         report.find(
             "output_index",
@@ -65,8 +84,8 @@ fn verify_segment(dir: &Path, number: u32, serving: bool, report: &mut Report) -
             ),
         );
     }
-    let Some(segment) = Segment::look(dir, number)? else {
-        if path.metadata()?.len() > u64::from(SEGMENT_HEADER_BYTES) {
+    let Some(segment) = Segment::look(&**files, dir, number)? else {
+        if files.open(&path, How::Read)?.length()? > u64::from(SEGMENT_HEADER_BYTES) {
             report.find(
                 "output",
                 format_args!(

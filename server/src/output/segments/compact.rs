@@ -10,13 +10,12 @@
 //! Not here: when (`thread`), which jobs have had their time (the store's history).
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use hostler_wire::JobId;
 
 use super::{Segments, live_bytes_of};
+use crate::output::files::{How, OpenFile};
 use crate::output::index::{Entry, Sealed};
 use crate::output::log::{Extent, Log};
 use crate::output::record::{Head, Kind, Place, end_to_bytes, rules_to_bytes};
@@ -88,16 +87,16 @@ impl Segments {
     }
 
     fn rewrite(&mut self, place: usize, unwanted: &BTreeSet<u64>, trimmed: bool) -> io::Result<()> {
-        let dir = self.options.dir.clone();
+        let (files, dir) = (self.options.files.clone(), self.options.dir.clone());
         let sealed = &self.sealed[place];
         let (number, sealed_ms, before) = (sealed.number, sealed.sealed_ms, sealed.bytes);
         let trimmed = trimmed || sealed.trimmed;
         let source = Source {
-            file: File::open(segment::path_of(&dir, number))?,
+            file: files.open(&segment::path_of(&dir, number), How::Read)?,
             number,
         };
-        let created_ms = segment::created_ms(&dir, number).unwrap_or(sealed_ms);
-        let mut target = Rewrite::create(&dir, number, created_ms)?;
+        let created_ms = segment::created_ms(&*files, &dir, number).unwrap_or(sealed_ms);
+        let mut target = Rewrite::create(&files, &dir, number, created_ms)?;
         let (mut kept, mut damage) = (Vec::new(), Vec::new());
         for entry in sealed.entries()? {
             if unwanted.contains(&entry.key.job) {
@@ -117,7 +116,7 @@ impl Segments {
         }
         let bytes = target.complete()?;
         let fresh = Sealed::write(
-            &dir,
+            (&files, &dir),
             number,
             &kept,
             (sealed_ms, trimmed),
@@ -242,6 +241,6 @@ impl Segments {
 
 /// The segment as it was.
 struct Source {
-    file: File,
+    file: Box<dyn OpenFile>,
     number: u32,
 }
