@@ -544,7 +544,7 @@ async fn connect_to(
         return begin(stream, verdict).await;
     };
     let name = ServerName::try_from(address.host.clone())
-        .map_err(|_| format!("no certificate can be for \"{}\"", address.host))?;
+        .map_err(|_no_name| format!("no certificate can be for \"{}\"", address.host))?;
     let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => begin(stream, verdict).await,
