@@ -52,7 +52,7 @@ use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
 use crate::http::problem::{Code, Refusal};
 use crate::metrics::Health;
-use crate::{dispatch, output, store};
+use crate::{dispatch, net, output, store};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -78,6 +78,8 @@ pub struct Parts {
     pub reader: store::reader::Handle,
     /// Live jobs and workers.
     pub dispatch: dispatch::Handle,
+    /// The wire thread, whose figures are shown.
+    pub net: net::Handle,
     /// What jobs print.
     pub output: output::Handle,
     /// Who may.

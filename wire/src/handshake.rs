@@ -33,10 +33,10 @@ use crate::limits::{
 use crate::token::Token;
 
 /// The protocol versions this crate speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The lowest of them.
-const VERSION_MIN: u16 = 1;
+const VERSION_MIN: u16 = 2;
 
 /// The optional abilities this crate has: none yet.
 const CAPABILITIES: u64 = 0;
@@ -600,16 +600,16 @@ mod tests {
             ServerHandshake::new(IDENTITY, &hello, None, [6; 32])
                 .map(|(_, challenge)| challenge.version)
         };
-        assert_eq!(ask(1, 1), Ok(1));
+        assert_eq!(ask(2, 2), Ok(2));
         assert_eq!(ask(0, 9), Ok(VERSION));
         assert_eq!(ask(2, 1).unwrap_err().code, RefuseCode::Invalid);
         let error = ask(3, 5).unwrap_err();
         assert_eq!(error.code, RefuseCode::Version);
         assert!(
-            error.message.contains("3 to 5") && error.message.contains("1 to 1"),
+            error.message.contains("3 to 5") && error.message.contains("2 to 2"),
             "{error}"
         );
-        assert_eq!(ask(0, 0).unwrap_err().code, RefuseCode::Version);
+        assert_eq!(ask(0, 1).unwrap_err().code, RefuseCode::Version);
     }
 
     #[test]
