@@ -57,7 +57,7 @@ use crate::http::stream::{Begun, Stream, Tls};
 use crate::mailbox::{Receiver, Wake, mailbox};
 use crate::metrics::Health;
 use crate::store::writer::Answer;
-use crate::{dispatch, output, store};
+use crate::{dispatch, net, output, store};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -83,6 +83,8 @@ pub struct Parts {
     pub reader: store::reader::Handle,
     /// Live jobs and workers.
     pub dispatch: dispatch::Handle,
+    /// The wire thread, whose figures are shown.
+    pub net: net::Handle,
     /// What jobs print.
     pub output: output::Handle,
     /// Who may.

@@ -164,7 +164,7 @@ fn way_out(error: &StartError) -> Option<&'static str> {
             "the data directory must be a directory that the server's user may write to"
         }
         StoreErrorKind::InUse
-        | StoreErrorKind::TooNew
+        | StoreErrorKind::OtherVersion
         | StoreErrorKind::Busy
         | StoreErrorKind::NoIndex => return None,
     })
