@@ -420,7 +420,8 @@ impl Client {
         let answer = match sent {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                return Err(match explain_any(&error).or(self.verdict.get().cloned()) {
+                let words = explain_any(&error).or_else(|| self.verdict.get().cloned());
+                return Err(match words.filter(|words| words.is_final) {
                     Some(words) => Trouble::NotReached(self.not_reached(&words.what, words.hint)),
                     None => Trouble::Lost(lost(&reason(&error))),
                 });
@@ -543,8 +544,10 @@ async fn connect_to(
     let Some(config) = tls else {
         return begin(stream, verdict).await;
     };
-    let name = ServerName::try_from(address.host.clone())
-        .map_err(|_| format!("no certificate can be for \"{}\"", address.host))?;
+    let name = ServerName::try_from(address.host.clone()).or(Err(format!(
+        "no certificate can be for \"{}\"",
+        address.host
+    )))?;
     let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => begin(stream, verdict).await,
