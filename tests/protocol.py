@@ -354,6 +354,13 @@ def handshake(blocks, suffix):
     assert challenge[-32:] == mac(server_key, hello, challenge[:-32]), "the server's proof"
     pad = mac(stored_key, hello, challenge[:-32], login[:-32])
     assert login[-32:] == bytes(a ^ b for a, b in zip(client_key, pad)), "the client's proof"
+    if not suffix:
+        channel = b"TLS " + blocks["key/tls_exporter"]
+        proof = mac(server_key, channel, hello, challenge[:-32])
+        assert blocks["key/tls_challenge_proof"] == proof, "the server's proof under TLS"
+        pad = mac(stored_key, channel, hello, challenge[:-32], login[:-32])
+        proof = bytes(a ^ b for a, b in zip(client_key, pad))
+        assert blocks["key/tls_login_proof"] == proof, "the client's proof under TLS"
 
 
 def token(document):

@@ -420,7 +420,8 @@ impl Client {
         let answer = match sent {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                return Err(match explain_any(&error).or(self.verdict.get().cloned()) {
+                let words = explain_any(&error).or_else(|| self.verdict.get().cloned());
+                return Err(match words.filter(|words| words.is_final) {
                     Some(words) => Trouble::NotReached(self.not_reached(&words.what, words.hint)),
                     None => Trouble::Lost(lost(&reason(&error))),
                 });
