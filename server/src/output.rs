@@ -50,7 +50,7 @@ pub const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Most readers waiting for something new at a time.
 pub const WAITING_READERS_MAX: usize = 16_384;
 
-pub(crate) use verify::verify;
+pub use verify::verify;
 
 /// One output socket's number.
 pub type PipeId = u64;

@@ -15,7 +15,7 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
 use crate::findings::Report;
 
 /// Looks through a directory of segments. Beside a running server the segments it still writes are left out.
-pub(crate) fn verify(dir: &Path, serving: bool, report: &mut Report) {
+pub fn verify(dir: &Path, serving: bool, report: &mut Report) {
     let numbers = match numbers_of(dir) {
         Ok(numbers) => numbers,
         // A server that has never started to the end has none.
