@@ -61,6 +61,8 @@ pub struct Limits {
     pub intake_bytes_max: usize,
     /// Open HTTP connections; above: the connection gets a 503 and closes.
     pub http_connections_max: usize,
+    /// Of these, from one address; above: the same.
+    pub http_connections_per_address_max: usize,
     /// Until a request's headers must be there.
     pub http_header_timeout: Duration,
     /// Until its body must be there.
@@ -75,6 +77,8 @@ pub struct Limits {
     pub resident_bytes_max: usize,
     /// Connections on the worker port.
     pub worker_connections_max: usize,
+    /// Of these, from one address; above: refused as busy.
+    pub worker_connections_per_address_max: usize,
     /// Until a connection on the worker port must have proven itself.
     pub handshake_timeout: Duration,
     /// TLS handshakes at once on each port; above: the next wait, those that take long make room.
@@ -97,7 +101,8 @@ impl Default for Limits {
             body_bytes_max: 8 << 20,
             batch_jobs_max: 10_000,
             intake_bytes_max: 64 << 20,
-            http_connections_max: 4_096,
+            http_connections_max: 16_384,
+            http_connections_per_address_max: 8_192,
             http_header_timeout: Duration::from_secs(10),
             http_body_timeout: Duration::from_secs(30),
             http_idle_timeout: Duration::from_secs(60),
@@ -105,6 +110,7 @@ impl Default for Limits {
             live_jobs_max: 50_000_000,
             resident_bytes_max: 64 << 20,
             worker_connections_max: 16_384,
+            worker_connections_per_address_max: 8_192,
             handshake_timeout: Duration::from_secs(10),
             tls_handshakes_max: 256,
             worker_send_bytes_max: 64 << 20,

@@ -53,7 +53,7 @@ pub const WAITING_READERS_MAX: usize = 16_384;
 
 pub use files::{Files, How, OpenFile, SystemFiles};
 pub use thread::Keeper;
-pub(crate) use verify::verify;
+pub use verify::verify;
 
 /// One output socket's number.
 pub type PipeId = u64;

@@ -14,6 +14,7 @@ mod cli;
 mod crash;
 mod disk;
 mod drain;
+mod hostile;
 mod intruders;
 mod limits;
 mod logs;

@@ -12,6 +12,7 @@ use hostler_server::config::Durability;
 use hostler_server::server::{Server, StartError};
 use hostler_server::store::seam::StoreErrorKind;
 use hostler_tls::ServerFiles;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::duration;
@@ -106,6 +107,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     config.tls = tls(&args, global, file)?;
     let data_dir = config.data_dir.clone();
     signals::survive_file_limits()?;
+    raise_descriptors();
     let server = Server::start(config).map_err(|error| start_failure(&error))?;
     output::note(format_args!(
         "hostler {} server — HTTP {}://{}, workers {}.  Data: {}",
@@ -130,6 +132,16 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         .wait()
         .map_err(|error| Failure::new(Exit::Unsuccessful, error.to_string()))?;
     Ok(Exit::Done)
+}
+
+/// Each connection takes a descriptor, and the usual limit is 1,024 of them, for the sake of programs that use `select`.
+/// We are none, and start none.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors could not be raised");
+    }
 }
 
 /// A start that failed, as the user sees it.

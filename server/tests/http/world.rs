@@ -336,6 +336,8 @@ impl Client {
     fn more(&mut self) -> Option<()> {
         let mut buffer = [0; 65_536];
         match self.stream.read(&mut buffer) {
+            // A fuzzer's alarm.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Some(()),
             Ok(0) | Err(_) => None,
             Ok(n) => {
                 self.read.extend_from_slice(&buffer[..n]);
