@@ -777,8 +777,8 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
         })
 }
 
-/// Has SQLite plan a statement once and for all. Else it may look at a parameter's value while it plans, and plans anew each
-/// time another one is bound: it did so for a job's record and for its attempts, each time they were asked for.
+/// Has SQLite plan a statement once and for all. Else it may look at a parameter's value while it plans, and plans anew
+/// each time another one is bound: it did so for a job's record and its attempts, each time they were asked for.
 pub(super) fn steady_plans(db: &Connection) -> Result<(), Fault> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
