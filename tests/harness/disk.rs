@@ -1,4 +1,4 @@
-//! File systems of a test's own: a small one in memory to be filled, and a real one in a file, to be given up by the kernel.
+//! File systems of a test's own: a small one in memory to be filled, a real one in a file to be given up by the kernel.
 //! Only root may mount them: others are told that the test was left out.
 
 use std::fs;
