@@ -1,5 +1,5 @@
-//! File systems of a test's own: a small one in memory to be filled, and a real one in a file, to be given up by the
-//! kernel. Only root may mount them: others are told that the test was left out.
+//! File systems of a test's own: a small one in memory to be filled, a real one in a file to be given up by the kernel.
+//! Only root may mount them: others are told that the test was left out.
 
 use std::fs;
 use std::io::Write;

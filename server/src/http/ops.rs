@@ -166,12 +166,15 @@ pub(super) fn healthz() -> Result<Response<Body>, Box<Refusal>> {
 
 /// `GET /readyz`: jobs can be submitted, and what they print can be kept.
 pub(super) fn readyz(parts: &Parts) -> Result<Response<Body>, Box<Refusal>> {
-    let trouble = parts.health.trouble();
-    match trouble.or_else(|| parts.output.status().trouble()) {
-        None => Ok(json(&Health {
+    // Both are told: one disk may be full for the one and then for the other.
+    let troubles = [parts.health.trouble(), parts.output.status().trouble()];
+    let troubles: Vec<String> = troubles.into_iter().flatten().collect();
+    if troubles.is_empty() {
+        Ok(json(&Health {
             status: Cow::Borrowed("ready"),
-        })),
-        Some(trouble) => Err(Refusal::new(Code::NotReady, trouble)),
+        }))
+    } else {
+        Err(Refusal::new(Code::NotReady, troubles.join("; ")))
     }
 }
 
