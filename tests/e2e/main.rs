@@ -15,6 +15,7 @@ mod crash;
 mod disk;
 mod drain;
 mod intruders;
+mod jobs;
 mod limits;
 mod logs;
 mod output;
