@@ -87,6 +87,12 @@ pub struct Limits {
     pub worker_send_bytes_max: usize,
     /// Output kept of one attempt.
     pub output_bytes_max: u64,
+    /// Output on disk, of all jobs; above: the oldest goes before its time.
+    pub output_total_bytes_max: u64,
+    /// How long the output of jobs that did not fail is kept.
+    pub output_keep: Duration,
+    /// How long any output is kept.
+    pub output_keep_failed: Duration,
     /// Bytes of output waiting for the output thread; above: pipes are not read.
     pub output_pending_bytes_max: usize,
     /// Result kept with a job.
@@ -115,6 +121,9 @@ impl Default for Limits {
             tls_handshakes_max: 256,
             worker_send_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
+            output_total_bytes_max: 64 << 30,
+            output_keep: Duration::from_secs(7 * 24 * 3_600),
+            output_keep_failed: Duration::from_secs(30 * 24 * 3_600),
             output_pending_bytes_max: 8 << 20,
             result_bytes_max: 256 << 10,
             key_retention: Duration::from_secs(24 * 3_600),

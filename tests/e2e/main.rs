@@ -16,6 +16,7 @@ mod disk;
 mod drain;
 mod hostile;
 mod intruders;
+mod jobs;
 mod limits;
 mod logs;
 mod output;

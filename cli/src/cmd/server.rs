@@ -3,6 +3,8 @@
 //! TERM or INT stops it in good order, a second one now: what is on disk is the truth, and the next start goes on
 //! from there.
 
+mod kept;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use hostler_tls::ServerFiles;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::cmd::server::kept::KeptArgs;
 use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -66,6 +69,9 @@ pub(crate) struct Args {
     /// What accepted means: fsync (on disk) or os (survives a kill, not a power cut) [default: fsync]
     #[arg(long, value_name = "WHAT", value_parser = durability)]
     durability: Option<Durability>,
+
+    #[command(flatten)]
+    kept: KeptArgs,
 
     /// No access tokens on HTTP; on a loopback address only
     #[arg(long)]
@@ -235,6 +241,7 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
     } else if let Some(text) = &file.durability {
         config.durability = durability(text).map_err(|error| from("durability", error))?;
     }
+    args.kept.apply(file, &mut config.limits)?;
     if args.no_auth && !config.listen.ip().is_loopback() {
         return Err(Failure::usage(format!(
             "--no-auth is for loopback addresses only, and {} is none",
