@@ -52,8 +52,12 @@ impl Trial {
         let answers =
             Box::new(move |batch: &mut Vec<_>| to_net.post_all(batch.drain(..).map(Post::from)));
         let ends = Box::new(|_| -> output::PollEnds { Box::new(|| Some(Some(Vec::new()))) });
-        let (output, output_thread) =
-            output::spawn(Options::new(&config), clock, answers, ends).unwrap();
+        let ways = output::Ways {
+            answers,
+            ends,
+            commits: Arc::default(),
+        };
+        let (output, output_thread) = output::spawn(Options::new(&config), clock, ways).unwrap();
         let (sender, arrivals) = channel();
         let needs = Needs {
             config,
