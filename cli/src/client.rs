@@ -544,10 +544,8 @@ async fn connect_to(
     let Some(config) = tls else {
         return begin(stream, verdict).await;
     };
-    let name = ServerName::try_from(address.host.clone()).or(Err(format!(
-        "no certificate can be for \"{}\"",
-        address.host
-    )))?;
+    let name = ServerName::try_from(address.host.clone())
+        .map_err(|_no_name| format!("no certificate can be for \"{}\"", address.host))?;
     let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => begin(stream, verdict).await,

@@ -61,6 +61,8 @@ pub struct Limits {
     pub intake_bytes_max: usize,
     /// Open HTTP connections; above: the connection gets a 503 and closes.
     pub http_connections_max: usize,
+    /// Of these, from one address; above: the same.
+    pub http_connections_per_address_max: usize,
     /// Until a request's headers must be there.
     pub http_header_timeout: Duration,
     /// Until its body must be there.
@@ -75,6 +77,8 @@ pub struct Limits {
     pub resident_bytes_max: usize,
     /// Connections on the worker port.
     pub worker_connections_max: usize,
+    /// Of these, from one address; above: refused as busy.
+    pub worker_connections_per_address_max: usize,
     /// Until a connection on the worker port must have proven itself.
     pub handshake_timeout: Duration,
     /// TLS handshakes at once on each port; above: the next wait, those that take long make room.
@@ -83,6 +87,12 @@ pub struct Limits {
     pub worker_send_bytes_max: usize,
     /// Output kept of one attempt.
     pub output_bytes_max: u64,
+    /// Output on disk, of all jobs; above: the oldest goes before its time.
+    pub output_total_bytes_max: u64,
+    /// How long the output of jobs that did not fail is kept.
+    pub output_keep: Duration,
+    /// How long any output is kept.
+    pub output_keep_failed: Duration,
     /// Bytes of output waiting for the output thread; above: pipes are not read.
     pub output_pending_bytes_max: usize,
     /// Result kept with a job.
@@ -97,7 +107,8 @@ impl Default for Limits {
             body_bytes_max: 8 << 20,
             batch_jobs_max: 10_000,
             intake_bytes_max: 64 << 20,
-            http_connections_max: 4_096,
+            http_connections_max: 16_384,
+            http_connections_per_address_max: 8_192,
             http_header_timeout: Duration::from_secs(10),
             http_body_timeout: Duration::from_secs(30),
             http_idle_timeout: Duration::from_secs(60),
@@ -105,10 +116,14 @@ impl Default for Limits {
             live_jobs_max: 50_000_000,
             resident_bytes_max: 64 << 20,
             worker_connections_max: 16_384,
+            worker_connections_per_address_max: 8_192,
             handshake_timeout: Duration::from_secs(10),
             tls_handshakes_max: 256,
             worker_send_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
+            output_total_bytes_max: 64 << 30,
+            output_keep: Duration::from_secs(7 * 24 * 3_600),
+            output_keep_failed: Duration::from_secs(30 * 24 * 3_600),
             output_pending_bytes_max: 8 << 20,
             result_bytes_max: 256 << 10,
             key_retention: Duration::from_secs(24 * 3_600),

@@ -12,6 +12,7 @@
 
 mod body;
 mod conn;
+mod crowd;
 mod guard;
 mod intake;
 mod jobs;
@@ -27,7 +28,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -52,12 +53,13 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
+use crate::http::crowd::{Crowd, Full};
 use crate::http::problem::{Code, Refusal};
 use crate::http::stream::{Begun, Stream, Tls};
 use crate::mailbox::{Receiver, Wake, mailbox};
 use crate::metrics::Health;
 use crate::store::writer::Answer;
-use crate::{dispatch, output, store};
+use crate::{dispatch, net, output, store};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -83,6 +85,8 @@ pub struct Parts {
     pub reader: store::reader::Handle,
     /// Live jobs and workers.
     pub dispatch: dispatch::Handle,
+    /// The wire thread, whose figures are shown.
+    pub net: net::Handle,
     /// What jobs print.
     pub output: output::Handle,
     /// Who may.
@@ -206,7 +210,7 @@ struct Shared {
 struct All {
     tls: Option<Tls>,
     /// Open connections of all threads.
-    open: AtomicUsize,
+    crowd: Crowd,
     /// Connections being told that there are too many.
     refusing: AtomicUsize,
     /// Makes request ids: random bits of this start, and a count.
@@ -231,7 +235,7 @@ impl All {
         });
         Ok(Self {
             tls,
-            open: AtomicUsize::new(0),
+            crowd: Crowd::new(limits),
             refusing: AtomicUsize::new(0),
             id_prefix: getrandom::u64().map_err(io::Error::other)?,
             ids: AtomicU64::new(0),
@@ -297,9 +301,9 @@ async fn accept(
     let mut no_room = false;
     while let Either::Left(accepted) = race(listener.accept(), told(&mut stop)).await {
         match accepted {
-            Ok((stream, _from)) => {
+            Ok((stream, from)) => {
                 no_room = false;
-                admit(stream, &shared, &here, stopping.clone());
+                admit(stream, from.ip(), &shared, &here, stopping.clone());
             }
             Err(error) => {
                 // Descriptors or memory ran out, or the client has gone already: the next one may do better.
@@ -339,11 +343,12 @@ impl Here {
 struct Place {
     shared: Arc<Shared>,
     here: Arc<Here>,
+    address: IpAddr,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.all.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.all.crowd.leave(self.address);
         self.here.open.fetch_sub(1, Ordering::Relaxed);
         self.here.gone.notify_one();
     }
@@ -352,19 +357,19 @@ impl Drop for Place {
 /// Serves a connection, or tells it that there are too many.
 fn admit(
     stream: TcpStream,
+    address: IpAddr,
     shared: &Arc<Shared>,
     here: &Arc<Here>,
     stop: watch::Receiver<Option<Duration>>,
 ) {
-    let max = shared.parts.config.limits.http_connections_max;
-    if shared.all.open.fetch_add(1, Ordering::Relaxed) >= max {
-        shared.all.open.fetch_sub(1, Ordering::Relaxed);
-        return refuse(stream, shared, max);
+    if let Err(full) = shared.all.crowd.enter(address) {
+        return refuse(stream, shared, full);
     }
     here.open.fetch_add(1, Ordering::Relaxed);
     let place = Place {
         shared: Arc::clone(shared),
         here: Arc::clone(here),
+        address,
     };
     tokio::spawn(async move {
         serve(stream, &place.shared, stop).await;
@@ -373,7 +378,7 @@ fn admit(
 }
 
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
-fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
+fn refuse(stream: TcpStream, shared: &Arc<Shared>, full: Full) {
     const AT_ONCE_MAX: usize = 64;
     if shared.all.tls.is_some() {
         return; // it would have to agree on TLS first, only to be told
@@ -384,9 +389,7 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
     }
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let detail =
-            format!("{max} connections are open (limits.http_connections_max); try again later");
-        let answer = problem::raw(Code::Connections, &detail);
+        let answer = problem::raw(Code::Connections, &full.to_string());
         // A few hundred bytes always fit into a fresh socket's buffer.
         if stream.writable().await.is_ok() && stream.try_write(&answer).is_ok() {
             let limits = &shared.parts.config.limits;

@@ -45,6 +45,12 @@ pub const DIR: &str = "output";
 /// The smallest limit of an attempt's output: with less, head and tail would be made of crumbs.
 pub const LIMIT_BYTES_MIN: u64 = 4_096;
 
+/// What a segment of output has, about.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// The least bound of all output: one segment that is written and one that is looked back on.
+pub const TOTAL_BYTES_MIN: u64 = 2 * SEGMENT_BYTES;
+
 /// Most bytes of one page, whatever was asked for: so a reader never holds up writing for long.
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
@@ -53,7 +59,7 @@ pub const WAITING_READERS_MAX: usize = 16_384;
 
 pub use files::{Files, How, OpenFile, SystemFiles};
 pub use thread::Keeper;
-pub(crate) use verify::verify;
+pub use verify::verify;
 
 /// One output socket's number.
 pub type PipeId = u64;
@@ -80,16 +86,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// As configured; the times are those of semantics 30.
+    /// As configured.
     pub fn new(config: &Config) -> Self {
         Self {
             dir: config.data_dir.join(DIR),
             files: Arc::new(SystemFiles),
             output_bytes_max: config.limits.output_bytes_max,
-            segment_bytes: 64 << 20,
-            keep: Duration::from_secs(7 * 24 * 3_600),
-            keep_failed: Duration::from_secs(30 * 24 * 3_600),
-            total_bytes_max: 64 << 30,
+            segment_bytes: SEGMENT_BYTES,
+            keep: config.limits.output_keep,
+            keep_failed: config.limits.output_keep_failed,
+            total_bytes_max: config.limits.output_total_bytes_max,
             linger: Duration::from_secs(10),
         }
     }

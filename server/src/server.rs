@@ -379,6 +379,7 @@ fn start_threads(
         writer: writer.clone(),
         reader: records.clone(),
         dispatch: dispatch.clone(),
+        net: net.clone(),
         output: output.clone(),
         auth,
         counters,

@@ -21,4 +21,5 @@ mod ranges;
 mod read;
 mod recover;
 mod retention;
+mod scan;
 mod sql;

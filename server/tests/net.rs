@@ -694,6 +694,29 @@ fn one_connection_too_many_is_told_so() {
 }
 
 #[test]
+fn one_address_cannot_take_every_place() {
+    let t = Trial::start(|limits| limits.worker_connections_per_address_max = 2);
+    let (mut worker, session) = t.worker("w1");
+    let second = t.client();
+    let mut third = t.client();
+    let refused = third.expect_refused();
+    assert_eq!(refused.code, RefuseCode::Busy);
+    let limit = "worker_connections_per_address_max";
+    assert!(refused.message.contains(limit), "{}", refused.message);
+    t.expect_alive(&mut worker, session);
+    // Whoever leaves makes room again.
+    drop((second, third));
+    for _ in 0..2_000 {
+        if t.net.status().connections.value() == 1 {
+            break;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let _another = t.worker("w2");
+    t.stop();
+}
+
+#[test]
 fn when_all_places_are_taken_the_oldest_silent_stranger_makes_room() {
     let t = Trial::start(|limits| limits.worker_connections_max = 2);
     let _worker = t.worker("w1");

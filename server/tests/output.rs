@@ -126,7 +126,7 @@ fn ends(well: Vec<u64>) -> AskEnds {
 
 fn options(dir: &Path) -> Options {
     Options {
-        files: std::sync::Arc::new(output::SystemFiles),
+        files: Arc::new(output::SystemFiles),
         dir: PathBuf::from(dir),
         output_bytes_max: 16 << 20,
         segment_bytes: 1 << 20,

@@ -1173,6 +1173,68 @@ proptest! {
     }
 }
 
+#[test]
+fn a_backlog_that_several_threads_read_is_told_whole_in_order_and_in_few_runs() {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    let worker = t.worker(1);
+    t.commit(&[], &[worker]).unwrap();
+    let (first, all) = (t.next, 100_000);
+    let mut expected = BTreeMap::new();
+    while t.next < first + all {
+        let jobs: Vec<NewJob> = (t.next..t.next + 5_000)
+            .map(|job| NewJob {
+                priority: Priority::new(if job < 30_000 { 0 } else { -7 }),
+                due: (job % 9_000 == 0).then_some(When::Engine(Time::from_micros(7))),
+                expires: (job % 9_001 == 0).then_some(When::Wall(WallTime::from_millis(8))),
+                ..t.plain()
+            })
+            .collect();
+        let batch = t.batch(jobs);
+        for (place, job) in (0..).zip(&batch.jobs) {
+            let run = Run {
+                first: batch.first,
+                count: 1,
+                priority: job.priority,
+                class: Arc::clone(&job.class),
+                due: job.due,
+                expires: job.expires,
+                deadline: job.deadline,
+                resident: false,
+            };
+            expected.insert(batch.first.raw() + place, quiet(&run));
+        }
+        t.commit(&[batch], &[]).unwrap();
+    }
+    // Some have ended, one has been given out: it is told for itself.
+    let ended: Vec<u64> = (20_000..20_100).chain([16_384, 16_385, 49_152]).collect();
+    let given: Vec<(u64, u16)> = ended.iter().map(|job| (*job, 1)).chain([(77, 1)]).collect();
+    let mut facts = vec![t.assigned(1, &given)];
+    facts.extend(ended.iter().map(|job| t.succeeded(*job)));
+    t.commit(&[], &facts).unwrap();
+    for job in ended.iter().chain(&[77]) {
+        expected.remove(job);
+    }
+    let mut t = t.reopen(&ground);
+    let mut runs = 0;
+    let mut restored = Restored::default();
+    t.store
+        .load(&mut |part| {
+            runs += usize::from(matches!(part, Restore::Run(_)));
+            restored.take(part);
+        })
+        .unwrap();
+    assert_eq!(restored.jobs.keys().copied().collect::<Vec<_>>(), [77]);
+    assert!(
+        restored.quiet == expected,
+        "{} of {}",
+        restored.quiet.len(),
+        expected.len()
+    );
+    // A run ends at a gap, at a job with a time of its own and behind it, and where the priority changes; not at a chunk.
+    assert!((40..60).contains(&runs), "{runs} runs");
+}
+
 // The writer, on the store in memory.
 
 /// A writer on a thread of its own, and everything it talks to.
@@ -1783,11 +1845,32 @@ fn a_newer_schema_is_refused_with_both_versions() {
         .pragma_update(None, "user_version", 9)
         .unwrap();
     let error = SqliteStore::open(&ground.path()).unwrap_err();
-    assert_eq!(error.kind, StoreErrorKind::TooNew);
+    assert_eq!(error.kind, StoreErrorKind::OtherVersion);
     assert!(
-        error.message.contains("version 9") && error.message.contains("up to 1"),
+        error.message.contains("version 9") && error.message.contains("up to 2"),
         "{error}"
     );
+}
+
+#[test]
+fn an_older_schema_and_another_builds_form_of_ours_are_refused_at_the_start_and_left_alone() {
+    let ground = Directory::new();
+    drop(ground.sqlite());
+    let refused = |change: &str| {
+        ground.database().execute_batch(change).unwrap();
+        let error = SqliteStore::open(&ground.path()).unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::OtherVersion);
+        error.message
+    };
+    let older = refused("PRAGMA user_version = 1");
+    assert!(
+        older.contains("version 1,") && older.contains("version 2 "),
+        "{older}"
+    );
+    let other = refused("PRAGMA user_version = 2; ALTER TABLE ends ADD COLUMN colour TEXT");
+    assert!(other.contains("table ends"), "{other}");
+    let other = refused("ALTER TABLE ends DROP COLUMN colour; DROP TABLE marks");
+    assert!(other.contains("table "), "{other}");
 }
 
 #[test]
@@ -1971,6 +2054,34 @@ fn a_log_held_up_by_a_reader_grows_is_counted_and_begins_anew_when_the_reader_is
     reader.execute_batch("COMMIT").unwrap();
     let after: Vec<u64> = (0..3).map(|_| step()).collect();
     assert!(after[2] <= *most, "{after:?} beside {most}");
+}
+
+#[test]
+fn a_log_that_a_reader_kept_from_beginning_anew_does_so_soon_after() {
+    let ground = Directory::new();
+    let mut store = ground.sqlite();
+    store.checkpoint_every(64);
+    let mut t = Trial::on(Box::new(store));
+    let mut step = || {
+        t.submit(200);
+        t.now = t.now + hostler_engine::Span::from_secs(2);
+        let stamp = t.stamp();
+        t.store.maintain(&stamp).unwrap();
+        t.store.log_bytes() / 16_384
+    };
+    while step() < 50 {}
+    let reader = ground.database();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM jobs")
+        .unwrap();
+    let mut held = 0;
+    while held < 70 {
+        held = step();
+        assert!(held < 100, "it goes up in small steps");
+    }
+    reader.execute_batch("COMMIT").unwrap();
+    let after: Vec<u64> = (0..3).map(|_| step()).collect();
+    assert!(after[2] < 50, "{after:?} pages, {held} before");
 }
 
 // What only memory can show: its faults.

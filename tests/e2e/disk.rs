@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use hostler_tests::{
-    Client, Cluster, Database, PATIENCE, Process, Request, Scratch, SmallDisk, eventually,
+    Client, Cluster, Database, LoopDisk, PATIENCE, Process, ReadOnly, Request, Scratch, SmallDisk,
+    eventually, never,
 };
 use rustix::process::{Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
@@ -122,6 +123,108 @@ fn output_that_finds_no_room_turns_health_red_and_is_whole_in_the_end() {
     eventually(PATIENCE, "all of the output is there", || {
         cluster.log(id, "stdout").body.len() == whole
     });
+    cluster.stop_server().expect_code(0);
+    cluster.database().check();
+}
+
+#[test]
+fn a_read_only_file_system_refuses_jobs_and_takes_jobs_again_when_it_is_writable() {
+    let scratch = Scratch::new();
+    let disk = ReadOnly::new(&scratch, &scratch.join("data"));
+    let mut cluster = Cluster::in_environment(scratch, &[], disk.environment());
+    let _worker = cluster.worker("w-1", 1);
+    let gate = cluster.scratch().join("gate");
+    let line = format!("echo begin; {}; echo end", until_exists_line(&gate));
+    let running = cluster.submit(&json!({"command": line}));
+    eventually(PATIENCE, "it has begun", || {
+        cluster.log(running, "stdout").body.starts_with(b"begin")
+    });
+    let mut client = cluster.client();
+    let waiting = cluster.submit(&large_job());
+
+    disk.begin();
+    let (accepted, problem) = submit_until_refused(&mut client);
+    assert_eq!(accepted, [0; 0], "nothing can be kept");
+    assert_eq!(problem["code"], "store_unavailable", "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("read-only"), "{detail}");
+    let red = client.get("/readyz").problem(503);
+    assert!(
+        red["detail"].as_str().unwrap().contains("read-only"),
+        "{red}"
+    );
+    client.get("/healthz").expect(200);
+    client.get(format!("/jobs/{running}")).expect(200);
+    // Its end and its last line find no place, and are kept by its worker.
+    fs::write(&gate, "").unwrap();
+    never(
+        Duration::from_secs(2),
+        "it ends on a read-only disk",
+        || client.get(format!("/jobs/{running}")).json()["state"] != "running",
+    );
+    assert!(cluster.server().runs());
+    let stats = client.get("/stats").expect(200).json();
+    for counter in [
+        "/store/refused",
+        "/store/log_bytes",
+        "/output/failures",
+        "/net/connections",
+    ] {
+        let counted = stats.pointer(counter).and_then(Value::as_u64);
+        assert!(counted > Some(0), "{counter}: {stats}");
+    }
+
+    disk.end();
+    eventually(COMES_BACK, "it is ready by itself", || {
+        client.get("/readyz").status == 200
+    });
+    let end = cluster.await_end(running);
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(1)),
+        "{end}"
+    );
+    eventually(PATIENCE, "all of the output is there", || {
+        cluster.log(running, "stdout").body == b"begin\nend\n"[..]
+    });
+    for id in [waiting, cluster.submit(&large_job())] {
+        assert_eq!(cluster.await_end(id)["state"], "succeeded");
+    }
+    cluster.stop_server().expect_code(0);
+    cluster.database().check();
+}
+
+#[test]
+fn a_file_system_the_kernel_gives_up_refuses_jobs_and_has_every_accepted_one_once_repaired() {
+    let scratch = Scratch::new();
+    let (image, at) = (scratch.join("disk.img"), scratch.join("data"));
+    let Some(disk) = LoopDisk::mount(&image, &at, 160) else {
+        return left_out();
+    };
+    let mut cluster = Cluster::in_environment(scratch, &[], Vec::new());
+    // Declared behind the cluster, so that it is unmounted before the cluster's files are removed.
+    let disk = disk;
+    let mut client = cluster.client();
+    let accepted: Vec<u64> = (0..20).map(|_| cluster.submit(&large_job())).collect();
+    disk.give_up();
+    let answer = client.ask(Request::post("/jobs").json(&large_job()));
+    let problem = answer.problem(503);
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        problem["code"] == "store_unavailable" && detail.contains("read-only"),
+        "{problem}"
+    );
+    client.get("/readyz").problem(503);
+    client.get(format!("/jobs/{}", accepted[0])).expect(200);
+    assert!(cluster.server().runs());
+    cluster.kill_server();
+    disk.repair();
+    cluster.start_server();
+    for id in accepted {
+        cluster.client().get(format!("/jobs/{id}")).expect(200);
+    }
+    let _worker = cluster.worker("w-1", 1);
+    cluster.prove_healthy();
     cluster.stop_server().expect_code(0);
     cluster.database().check();
 }

@@ -21,7 +21,7 @@ pub use job::{
 };
 pub use problem::{FieldError, Problem, ShapeError};
 pub use query::{
-    Done, Health, LogEnd, LogPiece, LogResync, QueueList, QueueStats, Stats, Version, WorkerList,
-    WorkerView,
+    Done, Health, LogEnd, LogPiece, LogResync, NetStats, OutputStats, QueueList, QueueStats, Stats,
+    StoreStats, Version, WorkerList, WorkerView,
 };
 pub use text::{InvalidTimestamp, Timestamp};

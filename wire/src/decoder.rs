@@ -1,9 +1,10 @@
 //! Bytes in, frames out; limits are checked before anything is allocated.
 //!
 //! A header is judged as soon as it is there, its own checksum first, and a length it claims allocates nothing: the buffer
-//! grows with the bytes that really come. A body is read once its checksum fits. Byte strings inside a frame (job bodies, pieces of output) are slices of the read
-//! buffer, not copies. **They pin it:** a caller that keeps a few bytes for long copies them
-//! (`Bytes::copy_from_slice`), or it keeps the whole read they came with. Text, fences and reports are copies anyway.
+//! grows with the bytes that really come. A body is read once its checksum fits. Byte strings inside a frame (job
+//! bodies, pieces of output) are slices of the read buffer, not copies. **They pin it:** a caller that keeps a few
+//! bytes for long copies them (`Bytes::copy_from_slice`), or it keeps the whole read they came with. Text, fences and
+//! reports are copies anyway.
 
 use bytes::{Buf, BytesMut};
 

@@ -5,6 +5,7 @@
 //! round it that has the sockets and the processes.
 #![warn(missing_docs)]
 
+mod cgroup;
 mod child;
 mod clock;
 mod handlers;
@@ -19,12 +20,14 @@ mod pipe;
 mod proc;
 mod reaper;
 pub mod session;
+pub mod shim;
 mod signs;
 mod spawn;
 mod spill;
 mod usage;
 mod worker;
 
+pub use cgroup::{Delegated, GroupLimits};
 pub use clock::{Span, Time};
 pub use handlers::{Handler, HandlerError, Job};
 pub use hostler_tls::{ClientFiles, Words};

@@ -939,13 +939,57 @@ mod tests {
                 &vec![b'x'; CHUNK_BYTES_MAX],
                 false,
             );
-            while spool.next_frame(Time::default()).is_some() {}
+            // Slowly enough to be no flood.
+            while spool.next_frame(Time::from_us(n * 1_000_000)).is_some() {}
         }
         spool.push(fence(1), Stream::Stdout, 40 * K, 41, b"the end", false);
         spool.close(fence(1), 40 * K + 7, 0);
         let (text, end) = sent(&mut spool);
         assert!(text.ends_with("the end"));
         assert_eq!(end.unwrap().dropped_bytes, 0);
+    }
+
+    #[test]
+    fn of_a_flood_its_limit_a_second_is_sent_in_stretches_and_its_end_is_whole() {
+        const K: u64 = CHUNK_BYTES_MAX as u64;
+        let mut spool = Spool::new(SpoolLimits::default());
+        let limit = 64 * K;
+        spool.begin(fence(1), logs(limit / HEAD_SHARE));
+        // 320 MiB in five seconds; what is sent is acknowledged at once.
+        let (mut sent, mut stretches, mut next) = (0, 0, 0);
+        let pieces = 5_000;
+        for n in 0..pieces {
+            let piece = vec![b'x'; CHUNK_BYTES_MAX];
+            spool.push(fence(1), Stream::Stdout, n * K, n, &piece, false);
+            let now = Time::from_us((n + 1) * 1_000);
+            spool.resume(now);
+            while let Some(frame) = spool.next_frame(now) {
+                if let Frame::Chunk(chunk) = frame {
+                    stretches += u64::from(chunk.offset != next);
+                    next = chunk.offset + K;
+                    sent += K;
+                    spool.acked(&ack(1, next, false));
+                }
+            }
+            assert!(spool.next_deadline().is_none_or(|due| due > now));
+        }
+        assert!((5 * limit..=6 * limit).contains(&sent), "{sent}");
+        // Bursts of four pieces, sixteen a second.
+        assert!(stretches <= 5 * 16 + 1, "{stretches}");
+        spool.close(fence(1), pieces * K, 0);
+        let mut rest = Vec::new();
+        while let Some(frame) = spool.next_frame(Time::from_us(pieces * 1_000)) {
+            match frame {
+                Frame::Chunk(chunk) => rest.push(chunk.offset),
+                Frame::OutputEnd(end) => {
+                    assert_eq!(end.dropped_bytes, pieces * K - sent - rest.len() as u64 * K)
+                }
+                frame => unreachable!("{frame:?}"),
+            }
+        }
+        let whole = rest.iter().rev().zip((0..pieces).rev());
+        let whole = whole.take_while(|(offset, n)| **offset == n * K).count();
+        assert!(whole as u64 * K >= limit / 16 * 14, "{whole}");
     }
 
     #[test]

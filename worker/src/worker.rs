@@ -14,6 +14,7 @@ use std::fmt;
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -29,11 +30,13 @@ use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
+use rustix::fs::Mode;
 use serde_json::Value;
 use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use slab::Slab;
 
+use crate::cgroup::{Delegated, GroupLimits, Groups};
 use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
@@ -46,8 +49,9 @@ use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
 use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
+use crate::shim::ResourceLimit;
 use crate::signs::Signs;
-use crate::spawn::{SpawnError, Spawner};
+use crate::spawn::{SpawnError, Spawner, is_kept};
 use crate::usage;
 
 const WAKE: mio::Token = mio::Token(0);
@@ -107,6 +111,19 @@ pub struct Config {
     pub subreaper: bool,
     /// How much unsent output it keeps, and where.
     pub spool: SpoolLimits,
+    /// Variables of its own that its jobs see too, beside the usual ones; none that begins with `HOSTLER_`.
+    pub inherit_env: Vec<String>,
+    /// The mask of permissions its jobs begin with; its own if none. It is the process's, handlers' files included.
+    pub umask: Option<u32>,
+    /// Gives each command a control group of its own, below this one; needs [`shim`](Self::shim).
+    pub groups: Option<Delegated>,
+    /// What one command may use of the machine; needs [`groups`](Self::groups).
+    pub group_limits: GroupLimits,
+    /// Limits of the system for each of a command's processes; needs [`shim`](Self::shim).
+    pub resource_limits: Vec<ResourceLimit>,
+    /// A program that calls [`shim::exec`](crate::shim::exec) when its first argument is
+    /// [`shim::ARGUMENT`](crate::shim::ARGUMENT), with those after it.
+    pub shim: Option<PathBuf>,
 }
 
 impl Config {
@@ -136,6 +153,12 @@ impl Config {
             signals: true,
             subreaper: false,
             spool: SpoolLimits::default(),
+            inherit_env: Vec::new(),
+            umask: None,
+            groups: None,
+            group_limits: GroupLimits::default(),
+            resource_limits: Vec::new(),
+            shim: None,
         }
     }
 
@@ -165,7 +188,30 @@ impl Config {
                 "the worker's name has {bytes} bytes, must have 1 to {NAME_BYTES_MAX}"
             ));
         }
-        Ok(())
+        self.check_of_jobs()
+    }
+
+    /// What is to hold for its jobs.
+    fn check_of_jobs(&self) -> Result<(), WorkerError> {
+        let invalid = |what: String| Err(WorkerError::Invalid(what));
+        if let Some(name) = self.inherit_env.iter().find(|name| is_kept(name)) {
+            return invalid(format!(
+                "jobs do not inherit {name}: what begins with HOSTLER_ is the worker's own"
+            ));
+        }
+        if let Some(umask) = self.umask.filter(|umask| *umask > 0o777) {
+            return invalid(format!("the umask is {umask:o}, must be 0 to 777"));
+        }
+        if self.group_limits.any() && self.groups.is_none() {
+            let what = "a limit of a job's memory, processors or processes needs control groups";
+            return invalid(what.to_owned());
+        }
+        if self.shim.is_none() && (self.groups.is_some() || !self.resource_limits.is_empty()) {
+            let what = "control groups and limits of the system for jobs need a shim";
+            return invalid(what.to_owned());
+        }
+        let wrong = self.resource_limits.iter().find_map(|it| it.check().err());
+        wrong.map_or(Ok(()), invalid)
     }
 }
 
@@ -488,8 +534,7 @@ impl Loop {
             reaper: Reaper::new(config.subreaper),
             oom_kills: OomKills::find(),
             orphans: None,
-            spawner: Spawner::new(config.name.clone())
-                .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
+            spawner: spawner(&config, notes.as_ref())?,
             notes,
             running: HashMap::new(),
             children: Slab::new(),
@@ -1061,6 +1106,9 @@ impl Loop {
             .is_some_and(|due| due <= self.now);
         if due || !self.ending.is_empty() {
             self.reaper.look(self.now);
+            if let Some(groups) = self.spawner.groups.as_mut().filter(|it| it.any_left()) {
+                groups.clear();
+            }
         }
         if self
             .orphans
@@ -1095,6 +1143,9 @@ impl Loop {
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
         let (mut outcome, detail, told) = child.reap(&mut self.reaper);
+        if let (Some(groups), Some(group)) = (&mut self.spawner.groups, child.group.take()) {
+            groups.bury(group);
+        }
         let killed = outcome == (Outcome::Signalled { signal: 9 });
         if killed && !told && self.oom_kills.claim(child.oom_kills) {
             outcome = Outcome::OutOfMemory;
@@ -1144,6 +1195,13 @@ impl Loop {
                     live.processes = used.processes;
                     live.cpu_ms = used.cpu_ms;
                     live.rss_bytes = used.rss_bytes;
+                    if let Some(group) = &child.group {
+                        // Whoever left the process group is counted as well.
+                        let all = group.used();
+                        live.processes = all.processes;
+                        live.cpu_ms = all.user_ms + all.system_ms;
+                        live.rss_bytes = all.memory_bytes.unwrap_or(used.rss_bytes);
+                    }
                     (live.stdout_bytes, live.stderr_bytes) = child.bytes();
                     tell(&mut live, &child.signs, self.now);
                 }
@@ -1187,6 +1245,19 @@ impl Drop for Loop {
             }
         }
     }
+}
+
+fn spawner(config: &Config, notes: Option<&Notes>) -> Result<Spawner, WorkerError> {
+    if let Some(umask) = config.umask {
+        rustix::process::umask(Mode::from_bits_truncate(umask));
+    }
+    let groups = config.groups.as_ref();
+    let groups = groups.map(|place| Groups::open(place, config.group_limits.clone()));
+    let groups = groups.transpose().map_err(WorkerError::Invalid)?;
+    Ok(Spawner::new(config.name.clone())
+        .with_progress(notes.map(|notes| notes.path().to_owned()))
+        .with_environment(&config.inherit_env)
+        .with_shim(config.shim.clone(), config.resource_limits.clone(), groups))
 }
 
 /// A worker does well without: its commands cannot tell their progress then, and do not find the variable.

@@ -3,6 +3,8 @@
 //! TERM or INT stops it in good order, a second one now: what is on disk is the truth, and the next start goes on
 //! from there.
 
+mod kept;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +14,10 @@ use hostler_server::config::Durability;
 use hostler_server::server::{Server, StartError};
 use hostler_server::store::seam::StoreErrorKind;
 use hostler_tls::ServerFiles;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::cmd::server::kept::KeptArgs;
 use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -66,6 +70,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHAT", value_parser = durability)]
     durability: Option<Durability>,
 
+    #[command(flatten)]
+    kept: KeptArgs,
+
     /// No access tokens on HTTP; on a loopback address only
     #[arg(long)]
     no_auth: bool,
@@ -106,6 +113,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     config.tls = tls(&args, global, file)?;
     let data_dir = config.data_dir.clone();
     signals::survive_file_limits()?;
+    raise_descriptors();
     let server = Server::start(config).map_err(|error| start_failure(&error))?;
     output::note(format_args!(
         "hostler {} server — HTTP {}://{}, workers {}.  Data: {}",
@@ -130,6 +138,16 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         .wait()
         .map_err(|error| Failure::new(Exit::Unsuccessful, error.to_string()))?;
     Ok(Exit::Done)
+}
+
+/// Each connection takes a descriptor, and the usual limit is 1,024 of them, for the sake of programs that use `select`.
+/// We are none, and start none.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors could not be raised");
+    }
 }
 
 /// A start that failed, as the user sees it.
@@ -164,7 +182,7 @@ fn way_out(error: &StartError) -> Option<&'static str> {
             "the data directory must be a directory that the server's user may write to"
         }
         StoreErrorKind::InUse
-        | StoreErrorKind::TooNew
+        | StoreErrorKind::OtherVersion
         | StoreErrorKind::Busy
         | StoreErrorKind::NoIndex => return None,
     })
@@ -223,6 +241,7 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
     } else if let Some(text) = &file.durability {
         config.durability = durability(text).map_err(|error| from("durability", error))?;
     }
+    args.kept.apply(file, &mut config.limits)?;
     if args.no_auth && !config.listen.ip().is_loopback() {
         return Err(Failure::usage(format!(
             "--no-auth is for loopback addresses only, and {} is none",

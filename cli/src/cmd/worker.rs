@@ -1,5 +1,7 @@
 //! `worker`: runs a worker until it is told to stop, or has nothing to do.
 
+mod jobs;
+
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::thread;
@@ -9,6 +11,7 @@ use hostler_worker::{ClientFiles, Exit as End, Stopper, Worker, WorkerError};
 
 use crate::cmd::server::start_trace;
 use crate::cmd::spec::pair;
+use crate::cmd::worker::jobs::JobArgs;
 use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -72,6 +75,9 @@ pub(crate) struct Args {
     /// End after so long without work [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     idle_exit: Option<Duration>,
+
+    #[command(flatten)]
+    jobs: JobArgs,
 
     /// Stop at once when standard input ends: whoever holds its other end is gone.
     #[arg(long, hide = true)]
@@ -180,6 +186,7 @@ fn set_up(
         || from_file("idle_exit", &file.idle_exit),
         |it| Ok(Some(it)),
     )?;
+    let jobs = args.jobs.settings(file)?;
     let mut worker = Worker::connect(servers).token(token).commands();
     if !args.plain && (is_tls || tls.is_some()) {
         worker = worker.tls(tls);
@@ -203,6 +210,7 @@ fn set_up(
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);
         config.subreaper = true;
+        jobs.apply(config);
     }))
 }
 

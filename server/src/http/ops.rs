@@ -6,7 +6,8 @@ use std::fmt::Write;
 
 use hostler_engine::QueueView;
 use hostler_wire::api::{
-    Done, Health, QueueList, QueueStats, Stats, Version, WorkerList, WorkerView,
+    Done, Health, NetStats, OutputStats, QueueList, QueueStats, Stats, StoreStats, Version,
+    WorkerList, WorkerView,
 };
 use hyper::Response;
 use hyper::header::{self, HeaderValue};
@@ -20,6 +21,7 @@ use crate::http::params::Params;
 use crate::http::problem::{Code, Refusal};
 use crate::http::{Parts, asked};
 use crate::store::seam::Lookup;
+use crate::{net, output};
 
 /// `GET /workers`: those that are connected, and those whose grace runs.
 pub(super) async fn workers(
@@ -66,7 +68,35 @@ pub(super) async fn stats(
             attempts: done.attempts.value(),
             probes: glance.probes,
         },
+        store: StoreStats {
+            live: done.live.value(),
+            commits: done.commits.value(),
+            refused: done.refused.value(),
+            log_bytes: done.log_bytes.value(),
+        },
+        net: net_stats(parts.net.status()),
+        output: output_stats(parts.output.status()),
     }))
+}
+
+fn net_stats(status: &net::Status) -> NetStats {
+    NetStats {
+        connections: status.connections.value(),
+        accepted: status.accepted.value(),
+        refused: status.refused.value(),
+        unauthorised: status.unauthorised.value(),
+        cut_off: status.cut_off.value(),
+        pending_output_bytes: status.pending_output_bytes.value(),
+    }
+}
+
+fn output_stats(status: &output::Status) -> OutputStats {
+    OutputStats {
+        stored_bytes: status.stored_bytes.value(),
+        appended_bytes: status.appended_bytes.value(),
+        failures: status.failures.value(),
+        retired_segments: status.retired_segments.value(),
+    }
 }
 
 /// `GET /queues`: those with jobs, and those that somebody serves.
@@ -136,12 +166,15 @@ pub(super) fn healthz() -> Result<Response<Body>, Box<Refusal>> {
 
 /// `GET /readyz`: jobs can be submitted, and what they print can be kept.
 pub(super) fn readyz(parts: &Parts) -> Result<Response<Body>, Box<Refusal>> {
-    let trouble = parts.health.trouble();
-    match trouble.or_else(|| parts.output.status().trouble()) {
-        None => Ok(json(&Health {
+    // Both are told: one disk may be full for the one and then for the other.
+    let troubles = [parts.health.trouble(), parts.output.status().trouble()];
+    let troubles: Vec<String> = troubles.into_iter().flatten().collect();
+    if troubles.is_empty() {
+        Ok(json(&Health {
             status: Cow::Borrowed("ready"),
-        })),
-        Some(trouble) => Err(Refusal::new(Code::NotReady, trouble)),
+        }))
+    } else {
+        Err(Refusal::new(Code::NotReady, troubles.join("; ")))
     }
 }
 

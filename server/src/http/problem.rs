@@ -268,7 +268,7 @@ impl From<StoreError> for Box<Refusal> {
             | StoreErrorKind::ReadOnly
             | StoreErrorKind::Io
             | StoreErrorKind::Corrupt
-            | StoreErrorKind::TooNew
+            | StoreErrorKind::OtherVersion
             | StoreErrorKind::InUse => Refusal::new(Code::StoreUnreadable, error.message),
         }
     }

@@ -1,6 +1,8 @@
 //! The wire thread's loop and the one place where a frame's kind decides what becomes of it.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +78,8 @@ pub(super) struct Wire {
     status: Arc<Status>,
 
     conns: Slab<Conn>,
+    /// How many of them each address has.
+    addresses: HashMap<IpAddr, usize>,
     peers: Peers,
     failures: Failures,
     gate: Gate,
@@ -123,6 +127,7 @@ impl Wire {
             tls: needs.tls,
             status: net.handle.status,
             conns: Slab::new(),
+            addresses: HashMap::new(),
             peers: Peers::default(),
             failures: Failures::default(),
             last_serial: 0,
@@ -332,7 +337,8 @@ impl Wire {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(error) => {
-                    let code = if error.is_damage() {
+                    let damaged = error.is_damage();
+                    let code = if damaged {
                         RefuseCode::Damaged
                     } else {
                         RefuseCode::Invalid
@@ -608,8 +614,14 @@ impl Wire {
         peer: std::net::SocketAddr,
         now: Time,
     ) {
+        let crowd = self.addresses.entry(peer.ip()).or_default();
+        *crowd += 1;
+        let crowded = *crowd > self.limits.worker_connections_per_address_max;
         let mut full = self.conns.len() >= self.limits.worker_connections_max;
-        if full && let Some(oldest) = self.safe_to_drop(now) {
+        if full
+            && !crowded
+            && let Some(oldest) = self.safe_to_drop(now)
+        {
             self.refuse(
                 oldest,
                 RefuseCode::Busy,
@@ -620,6 +632,7 @@ impl Wire {
         }
         if self.conns.len() >= self.limits.worker_connections_max + LINGERING_MAX {
             self.status.refused.add(1);
+            self.forget_address(peer.ip());
             return; // closed by dropping it
         }
         self.last_serial += 1;
@@ -638,16 +651,34 @@ impl Wire {
         if let Err(error) = conn.register(self.poll.registry()) {
             tracing::warn!(%peer, %error, "a connection could not be watched");
             self.conns.remove(key);
+            self.forget_address(peer.ip());
             return;
         }
         self.status.connections.set(self.conns.len() as u64);
         self.strangers.insert(place);
         let timeout = u64::try_from(self.limits.handshake_timeout.as_micros()).unwrap_or(u64::MAX);
         self.set_deadline(place, Some(now + Span::from_micros(timeout)));
-        if full {
+        if crowded {
+            let limit = self.limits.worker_connections_per_address_max;
+            let message = format!(
+                "the server has {limit} worker connections from this address, which is its limit \
+                 (worker_connections_per_address_max)"
+            );
+            self.refuse(place, RefuseCode::Busy, message, now);
+        } else if full {
             let limit = self.limits.worker_connections_max;
             let message = format!("the server has {limit} worker connections, which is its limit");
             self.refuse(place, RefuseCode::Busy, message, now);
+        }
+    }
+
+    /// A connection from there is gone.
+    fn forget_address(&mut self, address: IpAddr) {
+        if let Entry::Occupied(mut crowd) = self.addresses.entry(address) {
+            *crowd.get_mut() -= 1;
+            if *crowd.get() == 0 {
+                crowd.remove();
+            }
         }
     }
 
@@ -767,6 +798,7 @@ impl Wire {
         if self.conn(place).is_some() {
             let mut conn = self.conns.remove(place.key);
             conn.deregister(self.poll.registry());
+            self.forget_address(conn.peer.ip());
             self.status.connections.set(self.conns.len() as u64);
         }
     }

@@ -25,22 +25,24 @@ pub(super) struct SqliteReader {
     classes: HashMap<u32, Arc<Class>>,
 }
 
+/// A connection that only reads.
+pub(super) fn connect(path: &Path) -> Result<Connection, Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(std::time::Duration::from_secs(1))?;
+    db.set_prepared_statement_cache_capacity(32);
+    steady_plans(&db)?;
+    db.execute_batch(
+        "PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
+         PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;",
+    )?;
+    Ok(db)
+}
+
 impl SqliteReader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let open = || -> Result<Connection, Fault> {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let db = Connection::open_with_flags(path, flags)?;
-            db.busy_timeout(std::time::Duration::from_secs(1))?;
-            db.set_prepared_statement_cache_capacity(32);
-            steady_plans(&db)?;
-            db.execute_batch(
-                "PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
-                 PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;",
-            )?;
-            Ok(db)
-        };
         Ok(Self {
-            db: open().map_err(|fault| fault.told(path, "open for reading"))?,
+            db: connect(path).map_err(|fault| fault.told(path, "open for reading"))?,
             path: path.to_owned(),
             classes: HashMap::new(),
         })

@@ -323,8 +323,8 @@ pub enum StoreErrorKind {
     Io,
     /// What is there is damaged.
     Corrupt,
-    /// Made by a newer program.
-    TooNew,
+    /// Made by another version of this program.
+    OtherVersion,
     /// Another server has this data directory.
     InUse,
     /// The query cannot be served by an index.

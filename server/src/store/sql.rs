@@ -75,7 +75,11 @@ pub(super) const STARTED_AFTER: &str =
 pub(super) const ATTEMPTS_ABOVE: &str = "SELECT job, number, charge, started_ms IS NOT NULL, due_us, due_ms FROM attempts WHERE job > ?1 \
      ORDER BY job, number";
 pub(super) const MARKS_ABOVE: &str = "SELECT job, reason FROM marks WHERE job > ?1 ORDER BY job";
-pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id > ?1 ORDER BY id";
+pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id > ?1 AND id <= ?2 \
+     ORDER BY id";
+/// The same of jobs without times of their own: class and priority as one number (`scan::kind`), NULL for the others.
+pub(super) const WAITING_PLAIN: &str = "SELECT id, CASE WHEN coalesce(due_ms, expires_ms, deadline_ms, engine) IS NULL \
+     THEN (class << 32) + priority END FROM jobs WHERE id > ?1 AND id <= ?2 ORDER BY id";
 pub(super) const WAITING_ONE: &str =
     "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id = ?1";
 

@@ -1036,7 +1036,7 @@ impl Writer {
                     | StoreErrorKind::InUse => tracing::warn!(%error, "housekeeping has to wait"),
                     StoreErrorKind::Io
                     | StoreErrorKind::Corrupt
-                    | StoreErrorKind::TooNew
+                    | StoreErrorKind::OtherVersion
                     | StoreErrorKind::NoIndex => {
                         tracing::error!(%error, "housekeeping failed");
                         self.die(error);
