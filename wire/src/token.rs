@@ -129,15 +129,24 @@ fn to_base62<const BYTES: usize, const CHARS: usize>(mut bytes: [u8; BYTES]) -> 
     digits
 }
 
-/// The big-endian number of these digits, if it fits.
+/// The big-endian number of these digits, if it fits. Eight digits at once: what they carry from byte to byte fits into
+/// 64 bits, and a request shows its token each time (one digit at once took a microsecond).
 fn from_base62<const BYTES: usize>(digits: &[u8]) -> Option<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
-    for digit in digits {
-        let mut carry = u16::try_from(DIGITS.iter().position(|d| d == digit)?).ok()?;
+    for some in digits.chunks(8) {
+        let (mut power, mut carry) = (1u64, 0u64);
+        for digit in some {
+            let value = VALUES[usize::from(*digit)];
+            if value == NO_DIGIT {
+                return None;
+            }
+            power *= 62;
+            carry = carry * 62 + u64::from(value);
+        }
         for byte in bytes.iter_mut().rev() {
-            let [low, high] = (u16::from(*byte) * 62 + carry).to_le_bytes();
-            *byte = low;
-            carry = u16::from(high);
+            let product = u64::from(*byte) * power + carry;
+            *byte = product.to_le_bytes()[0];
+            carry = product >> 8;
         }
         if carry != 0 {
             return None;
@@ -146,17 +155,43 @@ fn from_base62<const BYTES: usize>(digits: &[u8]) -> Option<[u8; BYTES]> {
     Some(bytes)
 }
 
-/// CRC-32 as in Ethernet and zip (reflected, polynomial 0x04C11DB7). Bit by bit: tokens are short and rare.
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = crc >> 1 ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
-        }
+const NO_DIGIT: u8 = u8::MAX;
+
+/// What each byte is worth as a digit.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0u8;
+    while (value as usize) < DIGITS.len() {
+        values[DIGITS[value as usize] as usize] = value;
+        value += 1;
     }
-    !crc
+    values
+};
+
+/// CRC-32 as in Ethernet and zip (reflected, polynomial 0x04C11DB7), a byte at once.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        let [low, ..] = crc.to_le_bytes();
+        crc >> 8 ^ CRC_OF_BYTE[usize::from(low ^ byte)]
+    };
+    !bytes.iter().fold(u32::MAX, step)
 }
+
+const CRC_OF_BYTE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0u32;
+    while byte < 256 {
+        let mut crc = byte;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = crc >> 1 ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+            bit += 1;
+        }
+        table[byte as usize] = crc;
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {
