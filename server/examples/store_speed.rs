@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn ended(job: JobId, epoch: hostler_wire::Epoch, worker: WorkerId, at: Time) -> Fact {
-    Fact::Ended(Box::new(Ended {
+    Fact::Ended(Ended {
         job,
         state: JobState::Succeeded,
         reason: Reason::None,
@@ -106,7 +106,7 @@ fn ended(job: JobId, epoch: hostler_wire::Epoch, worker: WorkerId, at: Time) -> 
         started: Some(at),
         at,
         detail: None,
-    }))
+    })
 }
 
 fn class() -> Class {

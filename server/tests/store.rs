@@ -252,7 +252,7 @@ impl Trial {
     }
 
     fn ended(&self, job: u64, attempt: u16, state: JobState, reason: Reason) -> Fact {
-        Fact::Ended(Box::new(Ended {
+        Fact::Ended(Ended {
             job: id(job),
             state,
             reason,
@@ -261,7 +261,7 @@ impl Trial {
             started: (attempt > 0).then_some(self.now),
             at: self.now,
             detail: None,
-        }))
+        })
     }
 
     fn succeeded(&self, job: u64) -> Fact {
@@ -1041,7 +1041,7 @@ impl World<'_> {
             Some(_) => JobState::Failed,
             None => JobState::Cancelled,
         };
-        self.facts.push(Fact::Ended(Box::new(Ended {
+        self.facts.push(Fact::Ended(Ended {
             job: id(job),
             state,
             reason: Reason::None,
@@ -1050,7 +1050,7 @@ impl World<'_> {
             started: model.running.and_then(|running| running.started),
             at: now,
             detail: None,
-        })));
+        }));
     }
 
     fn commit_jobs(&mut self) {
@@ -1310,7 +1310,7 @@ impl Desk {
     }
 
     fn ended(&self, job: u64) -> Fact {
-        Fact::Ended(Box::new(Ended {
+        Fact::Ended(Ended {
             job: id(job),
             state: JobState::Cancelled,
             reason: Reason::CancelledByUser,
@@ -1319,7 +1319,7 @@ impl Desk {
             started: None,
             at: Time::ZERO,
             detail: None,
-        }))
+        })
     }
 
     fn stop(&mut self) {

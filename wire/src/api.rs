@@ -16,8 +16,8 @@ mod text;
 
 pub use fields::nearest;
 pub use job::{
-    Accepted, AcceptedBatch, AttemptView, CommandRequest, JobList, JobRequest, JobView, Links,
-    Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
+    Accepted, AcceptedBatch, AttemptView, CommandRequest, Fill, JobList, JobRequest, JobView,
+    Links, Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
 };
 pub use problem::{FieldError, Problem, ShapeError};
 pub use query::{

@@ -488,6 +488,9 @@ impl Dispatch {
                 }
                 Effect::Finished { job, state, reason } => {
                     self.bodies.take(job);
+                    if self.waiting.is_empty() {
+                        continue;
+                    }
                     for waiter in self.waiting.remove(&job).into_iter().flatten() {
                         answer(waiter, Some((state, reason)));
                     }

@@ -17,8 +17,8 @@ use hostler_engine::spec::{ClassSpec, Kind, Retry, Rule};
 use hostler_engine::{Span, WallTime};
 use hostler_wire::Priority;
 use hostler_wire::api::{
-    CommandRequest, FieldError, JobRequest, LogsRequest, RetryRequest, RuleRequest, ShapeError,
-    Timestamp,
+    CommandRequest, FieldError, Fill, JobRequest, LogsRequest, RetryRequest, RuleRequest,
+    ShapeError, Timestamp,
 };
 use hostler_wire::frame::{Command, Handler, Logs, LogsMode, OnPartition, Overflow, Task, Work};
 use hostler_wire::limits::{ARGS_MAX, BODY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
@@ -75,8 +75,8 @@ pub(super) fn read(
             true
         }
         Media::Json => {
-            let job = serde_json::from_str(text).map_err(|error| broken(text, &error, None))?;
-            intake.add(Place::Alone, job);
+            let mut job = serde_json::from_str(text).map_err(|error| broken(text, &error, None))?;
+            intake.add(Place::Alone, &mut job);
             false
         }
     };
@@ -119,6 +119,8 @@ struct Intake<'c> {
     known: HashMap<ClassSpec, u32>,
     /// The class of the job before: most likely this one's too.
     last: u32,
+    /// The last class of a job that says no more of it than kind and queue: found again by these two.
+    plain: Option<(Kind, u32)>,
     errors: Vec<FieldError>,
     code: Option<Code>,
     too_many: bool,
@@ -126,19 +128,22 @@ struct Intake<'c> {
 
 impl<'c> Intake<'c> {
     fn new(config: &'c Config, by: &Arc<str>, body: &'c Bytes) -> Self {
+        // Room for jobs of middling size; fewer than there may be, so that a body's claim costs less than itself.
+        let room = (body.len() / 256 + 1).min(config.limits.batch_jobs_max);
         Self {
             config,
             body,
             submission: Submission {
                 by: Arc::clone(by),
                 classes: Vec::new(),
-                jobs: Vec::new(),
+                jobs: Vec::with_capacity(room),
                 key: None,
                 bytes: 0,
             },
             queues: Vec::new(),
             known: HashMap::new(),
             last: 0,
+            plain: None,
             errors: Vec::new(),
             code: None,
             too_many: false,
@@ -163,9 +168,9 @@ impl<'c> Intake<'c> {
                 continue;
             }
             let number = number as u64 + 1;
-            let job = serde_json::from_str(line)
+            let mut job = serde_json::from_str(line)
                 .map_err(|error| broken(line, &error, Some((item, number))))?;
-            self.add(Place::Line { item, line: number }, job);
+            self.add(Place::Line { item, line: number }, &mut job);
             if self.is_full() {
                 break;
             }
@@ -179,7 +184,7 @@ impl<'c> Intake<'c> {
         self.too_many || self.errors.len() >= ERRORS_MAX
     }
 
-    fn add(&mut self, place: Place, job: JobRequest<'_>) {
+    fn add(&mut self, place: Place, job: &mut JobRequest<'_>) {
         if self.submission.jobs.len() >= self.config.limits.batch_jobs_max {
             self.too_many = true;
             return;
@@ -240,7 +245,7 @@ impl<'c> Intake<'c> {
         Ok(self.submission)
     }
 
-    fn draft(&mut self, job: JobRequest<'_>) -> Checked<Draft> {
+    fn draft(&mut self, job: &mut JobRequest<'_>) -> Checked<Draft> {
         if let Some(field) = job.not_yet.first() {
             return Err(Wrong {
                 code: Code::NotSupportedYet,
@@ -248,15 +253,16 @@ impl<'c> Intake<'c> {
                 detail: format!("`{field}` is not supported yet; leave it out"),
             });
         }
-        let kind = self.kind(&job)?;
-        let class = self.class(&job, kind)?;
-        let times = times(&job)?;
-        let work = self.work(&job, kind)?;
+        let kind = self.kind(job)?;
+        let class = self.class(job, kind)?;
+        let times = times(job)?;
+        let work = self.work(job, kind)?;
         Ok(Draft {
             class,
             priority: priority(job.priority)?,
             name: job
                 .name
+                .take()
                 .map(|name| text("/name", &name).map(|()| name.into()))
                 .transpose()?,
             labels: labels(&job.labels)?,
@@ -300,8 +306,30 @@ impl<'c> Intake<'c> {
 
     /// The number of the job's class within the submission.
     fn class(&mut self, job: &JobRequest<'_>, kind: Kind) -> Checked<u32> {
+        let queue = job.queue.as_deref().unwrap_or("default");
+        let is_plain = job.retry.is_none()
+            && job.max_losses.is_none()
+            && job.timeout_ms.is_none()
+            && job.grace_ms.is_none()
+            && job.stall_ms.is_none()
+            && job.on_partition.is_none();
+        if let Some((plain_kind, class)) = self.plain
+            && is_plain
+            && plain_kind == kind
+            && *self.submission.classes[class as usize].queue == *queue
+        {
+            return Ok(class);
+        }
+        let class = self.new_class(job, kind, queue)?;
+        if is_plain {
+            self.plain = Some((kind, class));
+        }
+        Ok(class)
+    }
+
+    fn new_class(&mut self, job: &JobRequest<'_>, kind: Kind, queue: &str) -> Checked<u32> {
         let spec = ClassSpec {
-            queue: self.queue(job.queue.as_deref().unwrap_or("default"))?,
+            queue: self.queue(queue)?,
             kind,
             retry: job
                 .retry
@@ -488,13 +516,14 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         for item in 0.. {
-            let next = seq.next_element::<JobRequest<'de>>().map_err(|error| {
+            let mut job = JobRequest::default();
+            let next = seq.next_element_seed(Fill(&mut job)).map_err(|error| {
                 let text = error.to_string();
                 let between = if text.starts_with('/') { "" } else { ": " };
                 de::Error::custom(format_args!("/{item}{between}{text}"))
             });
             match next? {
-                Some(job) => self.intake.add(Place::Item(item), job),
+                Some(()) => self.intake.add(Place::Item(item), &mut job),
                 None => break,
             }
             if self.intake.is_full() {

@@ -63,6 +63,7 @@ pub(super) const CARRIED_PUT: &str = "INSERT OR REPLACE INTO carried (job, attem
      run_epoch, \
      run_worker, run_started_us, due_us, due_ms, due_reason, cancelling) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+pub(super) const CARRIED_IN: &str = "SELECT 1 FROM carried WHERE job >= ?1 AND job <= ?2 LIMIT 1";
 pub(super) const CARRIED_DROP: &str = "DELETE FROM carried WHERE job = ?1";
 
 // Recovery.
