@@ -59,6 +59,7 @@ pub fn size(small: usize, large: usize) -> usize {
 
 /// How long a soak goes on: `HOSTLER_TESTS_SOAK_SECONDS`, if that is set.
 pub fn soak() -> Option<Duration> {
-    let text = env::var("HOSTLER_TESTS_SOAK_SECONDS").ok()?;
-    Some(Duration::from_secs(text.parse().unwrap()))
+    let text = env::var_os("HOSTLER_TESTS_SOAK_SECONDS")?;
+    let seconds = text.to_str().unwrap().parse().unwrap();
+    Some(Duration::from_secs(seconds))
 }
