@@ -2,6 +2,7 @@
 //! server comes back by itself.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -361,6 +362,33 @@ fn a_damaged_shortened_or_newer_database_is_refused_or_served_truthfully() {
         refused > 0,
         "no page of {pages} kept a server from starting"
     );
+
+    // A start reads most pages: what it serves must also be true of damage that comes later.
+    let without_logs = || {
+        for log in ["hostler.db-wal", "hostler.db-shm"] {
+            drop(fs::remove_file(cluster.data().join(log)));
+        }
+    };
+    without_logs();
+    fs::write(&path, &whole).unwrap();
+    let mut server = cluster.spawn_server();
+    let addresses = cluster.data().join("addresses.json");
+    eventually(PATIENCE, "it serves", || addresses.exists());
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for hurt in 1..pages {
+        file.write_all_at(&[0xa5; 16_384], (hurt * page) as u64)
+            .unwrap();
+    }
+    let mut client = cluster.client();
+    let answers = (1..=2_000).step_by(100).map(|id| {
+        let answer = client.get(format!("/jobs/{id}"));
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        answer.status
+    });
+    let unreadable = answers.filter(|status| *status == 503).count();
+    assert!(unreadable > 0, "no answer needed a damaged page");
+    server.kill();
+    without_logs();
 
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     let said = refused_start(cluster.scratch(), &cluster.data());

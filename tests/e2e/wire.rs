@@ -247,7 +247,7 @@ fn garbage_on_a_workers_connection_ends_it_and_loses_nothing() {
 fn an_acknowledgement_that_is_lost_is_asked_for_again_and_counts_once() {
     let mut cluster = Cluster::start();
     let relay = Relay::to(cluster.worker_addr());
-    let _worker = cluster.worker_via(relay.addr(), "w-1", 1, &[]);
+    let mut worker = cluster.worker_via(relay.addr(), "w-1", 1, &["--drain-timeout", "10m"]);
     let effects = cluster.effects();
     let gate = cluster.scratch().join("gate");
     let id = cluster.submit(&effects.job(&until_exists_line(&gate)));
@@ -271,5 +271,8 @@ fn an_acknowledgement_that_is_lost_is_asked_for_again_and_counts_once() {
         assert_eq!(after[field], end[field], "{field}");
     }
     cluster.prove_healthy();
+    // It has been acknowledged meanwhile: a worker that still kept its report would not end.
+    worker.drain();
+    worker.wait(PATIENCE).expect_code(0);
     cluster.database().check();
 }

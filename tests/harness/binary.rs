@@ -59,8 +59,7 @@ pub fn size(small: usize, large: usize) -> usize {
 
 /// How long a soak goes on: `HOSTLER_TESTS_SOAK_SECONDS`, if that is set.
 pub fn soak() -> Option<Duration> {
-    let seconds = env::var_os("HOSTLER_TESTS_SOAK_SECONDS")?;
-    Some(Duration::from_secs(
-        seconds.to_str().unwrap().parse().unwrap(),
-    ))
+    let text = env::var_os("HOSTLER_TESTS_SOAK_SECONDS")?;
+    let seconds = text.to_str().unwrap().parse().unwrap();
+    Some(Duration::from_secs(seconds))
 }
