@@ -111,6 +111,7 @@ pub(crate) struct ServerFile {
     pub(crate) probe_timeout: Option<String>,
     pub(crate) drain_timeout: Option<String>,
     pub(crate) durability: Option<String>,
+    pub(crate) http_threads: Option<u8>,
     pub(crate) log_level: Option<String>,
     pub(crate) log_format: Option<String>,
 }

@@ -21,6 +21,7 @@ mod params;
 mod problem;
 mod query;
 mod route;
+mod scrape;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -52,7 +53,7 @@ use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
 use crate::http::problem::{Code, Refusal};
 use crate::metrics::Health;
-use crate::{dispatch, output, store};
+use crate::{dispatch, net, output, store};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -78,6 +79,8 @@ pub struct Parts {
     pub reader: store::reader::Handle,
     /// Live jobs and workers.
     pub dispatch: dispatch::Handle,
+    /// The wire thread, whose figures are shown.
+    pub net: net::Handle,
     /// What jobs print.
     pub output: output::Handle,
     /// Who may.
@@ -154,6 +157,13 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
         stop,
         threads,
     })
+}
+
+/// Reads a body of JSON as intake does; how many jobs it has. For the micro benches.
+#[doc(hidden)]
+pub fn read_jobs(config: &Config, by: &Arc<str>, body: &bytes::Bytes) -> Option<usize> {
+    let read = intake::read(config, by, guard::Media::Json, body).ok()?;
+    Some(read.submission.jobs.len())
 }
 
 /// What the threads share.

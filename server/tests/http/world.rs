@@ -17,6 +17,7 @@ use hostler_server::dispatch::{self, Ask, Glance, JobStatus, WorkerStatus};
 use hostler_server::http::{self, Parts};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
+use hostler_server::net;
 use hostler_server::output::{self, AttemptOutput, Output, Page, Piece, Read};
 use hostler_server::store::reader::{self, Query};
 use hostler_server::store::seam::{
@@ -93,6 +94,7 @@ impl World {
             writer: handles.0,
             reader: handles.1,
             dispatch: handles.2,
+            net: net::Handle::new(mailbox(&Wake::parking()).0),
             output: handles.3,
             auth,
             counters: Arc::default(),
