@@ -2,6 +2,7 @@
 //!
 //! Here they are put together: the first screen, which runtime a command needs, and how its end becomes the program's.
 
+mod bench;
 mod cancel;
 mod completions;
 mod dev;
@@ -81,6 +82,7 @@ Machines:
   queues       List queues
   top          Queues, workers, rates and slots, live
   health       Is the server well?
+  bench        Load test: how fast, how late, and that nothing is lost
   verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
@@ -121,6 +123,7 @@ enum Command {
     Queues(queues::Args),
     Top(top::Args),
     Health(health::Args),
+    Bench(bench::Args),
     Verify(verify::Args),
     Version(version::Args),
     Completions(completions::Args),
@@ -161,6 +164,7 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Dev(args) => dev::run(args, &global),
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
+        Command::Bench(args) => bench::run(&args, &global),
         Command::Verify(args) => verify::run(&args, &global),
         Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
