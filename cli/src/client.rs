@@ -70,7 +70,7 @@ impl Address {
     }
 
     /// `host:port`, as the Host header and a connect want it.
-    fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {

@@ -2,6 +2,7 @@
 //!
 //! Here they are put together: the first screen, which runtime a command needs, and how its end becomes the program's.
 
+mod bench;
 mod cancel;
 mod completions;
 mod dev;
@@ -83,6 +84,7 @@ Machines:
   top          Queues, workers, rates and slots, live
   health       Is the server well?
   tls          Certificates for TLS: tls init makes them
+  bench        Load test: how fast, how late, and that nothing is lost
   verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
@@ -124,6 +126,7 @@ enum Command {
     Top(top::Args),
     Tls(tls::Args),
     Health(health::Args),
+    Bench(bench::Args),
     Verify(verify::Args),
     Version(version::Args),
     Completions(completions::Args),
@@ -165,6 +168,7 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
         Command::Tls(args) => tls::run(args),
+        Command::Bench(args) => bench::run(&args, &global),
         Command::Verify(args) => verify::run(&args, &global),
         Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

@@ -152,6 +152,7 @@ pub(crate) struct ServerFile {
     pub(crate) output_total_max: Option<String>,
     pub(crate) output_keep: Option<String>,
     pub(crate) output_keep_failed: Option<String>,
+    pub(crate) http_threads: Option<u8>,
     pub(crate) log_level: Option<String>,
     pub(crate) log_format: Option<String>,
 }

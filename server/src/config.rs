@@ -2,7 +2,9 @@
 //! command line's business.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use hostler_tls::ServerFiles;
@@ -36,6 +38,8 @@ pub struct Config {
     pub allow_commands: bool,
     /// Types of job accepted at intake.
     pub allow_handlers: bool,
+    /// Threads that serve HTTP.
+    pub http_threads: usize,
     /// Every bound; see docs/limits.md.
     pub limits: Limits,
 }
@@ -134,6 +138,8 @@ impl Default for Limits {
 impl Config {
     /// Shortest `worker_grace`: two heartbeats. With less a worker that is well would be given up between two of them.
     pub const WORKER_GRACE_MIN: Duration = Duration::from_secs(4);
+    /// Most threads that serve HTTP: beyond this the one writer is what is waited for.
+    pub const HTTP_THREADS_MAX: usize = 8;
 
     /// Defaults around a data directory.
     pub fn new(data_dir: PathBuf) -> Self {
@@ -151,14 +157,28 @@ impl Config {
             allow_plaintext: false,
             allow_commands: true,
             allow_handlers: true,
+            http_threads: http_threads(thread::available_parallelism().map_or(1, NonZero::get)),
             limits: Limits::default(),
         }
     }
 }
 
+/// Threads that serve HTTP on so many processors. One keeps the writer busy, so that is what few processors get: on
+/// two, a second one takes from the writer and the workers what it gives.
+fn http_threads(processors: usize) -> usize {
+    (processors / 4).clamp(1, Config::HTTP_THREADS_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_gets_more_threads_where_there_are_processors_to_spare() {
+        for (processors, threads) in [(1, 1), (2, 1), (4, 1), (8, 2), (16, 4), (96, 8)] {
+            assert_eq!(http_threads(processors), threads);
+        }
+    }
 
     #[test]
     fn the_limits_page_tells_every_default() {

@@ -22,6 +22,7 @@ mod params;
 mod problem;
 mod query;
 mod route;
+mod scrape;
 mod stream;
 
 use std::convert::Infallible;
@@ -177,6 +178,13 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
         stop,
         threads,
     })
+}
+
+/// Reads a body of JSON as intake does; how many jobs it has. For the micro benches.
+#[doc(hidden)]
+pub fn read_jobs(config: &Config, by: &Arc<str>, body: &bytes::Bytes) -> Option<usize> {
+    let read = intake::read(config, by, guard::Media::Json, body).ok()?;
+    Some(read.submission.jobs.len())
 }
 
 /// Takes the writer's answers to where they are awaited.

@@ -375,6 +375,7 @@ fn start_threads(
     };
     let writer_thread = store::writer::spawn(writer_parts).map_err(StartError::Thread)?;
 
+    let http_threads = config.http_threads;
     let http_parts = http::Parts {
         writer: writer.clone(),
         reader: records.clone(),
@@ -390,7 +391,7 @@ fn start_threads(
         epoch: opening.epoch,
         tls,
     };
-    let http = http::spawn(http_listener, http_parts, 1).map_err(StartError::Thread)?;
+    let http = http::spawn(http_listener, http_parts, http_threads).map_err(StartError::Thread)?;
     health.set_ready();
     let joins = Joins {
         dispatch: dispatch_thread,

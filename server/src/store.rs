@@ -23,3 +23,10 @@ mod recover;
 mod retention;
 mod scan;
 mod sql;
+
+/// Folds facts as the writer does; how many rows they become. For the micro benches.
+#[doc(hidden)]
+pub fn folded_rows(epoch: hostler_wire::Epoch, facts: &[hostler_engine::Fact]) -> usize {
+    let rows = fold::fold(epoch, facts);
+    rows.assigned.len() + rows.started.len() + rows.attempts.len() + rows.ends.len()
+}

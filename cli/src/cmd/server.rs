@@ -72,6 +72,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     kept: KeptArgs,
+    /// Threads that serve HTTP, 1 to 8 [default: a quarter of the processors, 1 at least]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    http_threads: Option<u8>,
 
     /// No access tokens on HTTP; on a loopback address only
     #[arg(long)]
@@ -242,6 +245,17 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
         config.durability = durability(text).map_err(|error| from("durability", error))?;
     }
     args.kept.apply(file, &mut config.limits)?;
+    if let Some(threads) = args.http_threads.or(file.http_threads) {
+        config.http_threads = usize::from(threads);
+    }
+    if config.http_threads == 0 || config.http_threads > Config::HTTP_THREADS_MAX {
+        let text = format!(
+            "{} HTTP threads: 1 to {} are possible",
+            config.http_threads,
+            Config::HTTP_THREADS_MAX
+        );
+        return Err(from("http_threads", text));
+    }
     if args.no_auth && !config.listen.ip().is_loopback() {
         return Err(Failure::usage(format!(
             "--no-auth is for loopback addresses only, and {} is none",

@@ -133,7 +133,10 @@ pub(super) async fn queues(
 
 /// How long the first job of each queue has been waiting; the store knows when it came. Of very many queues only some are
 /// looked up.
-async fn waits(parts: &Parts, queues: &[QueueView]) -> Result<Vec<Option<u64>>, Box<Refusal>> {
+pub(super) async fn waits(
+    parts: &Parts,
+    queues: &[QueueView],
+) -> Result<Vec<Option<u64>>, Box<Refusal>> {
     let now = parts.clock.wall();
     let mut waits = Vec::with_capacity(queues.len());
     for (n, queue) in queues.iter().enumerate() {
@@ -203,13 +206,13 @@ pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     response
 }
 
-fn ask_glance(parts: &Parts) -> oneshot::Receiver<Glance> {
+pub(super) fn ask_glance(parts: &Parts) -> oneshot::Receiver<Glance> {
     let (reply, glance) = oneshot::channel();
     parts.dispatch.ask(Ask::Glance { reply });
     glance
 }
 
-fn ask_workers(parts: &Parts) -> oneshot::Receiver<Vec<crate::dispatch::WorkerStatus>> {
+pub(super) fn ask_workers(parts: &Parts) -> oneshot::Receiver<Vec<crate::dispatch::WorkerStatus>> {
     let (reply, workers) = oneshot::channel();
     parts.dispatch.ask(Ask::Workers { reply });
     workers

@@ -7,7 +7,7 @@ use hyper::{Method, Response};
 
 use crate::http::body::Body;
 use crate::http::problem::{Code, Refusal};
-use crate::http::{Parts, guard, jobs, logs, ops};
+use crate::http::{Parts, guard, jobs, logs, ops, scrape};
 
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,7 @@ enum Route {
     Workers,
     Queues,
     Stats,
+    Metrics,
     Healthz,
     Readyz,
     Version,
@@ -33,6 +34,7 @@ const TABLE: &[(&str, Route, &str)] = &[
     ("/workers", Route::Workers, "GET, HEAD"),
     ("/queues", Route::Queues, "GET, HEAD"),
     ("/stats", Route::Stats, "GET, HEAD"),
+    ("/metrics", Route::Metrics, "GET, HEAD"),
     ("/healthz", Route::Healthz, "GET, HEAD"),
     ("/readyz", Route::Readyz, "GET, HEAD"),
     ("/version", Route::Version, "GET, HEAD"),
@@ -101,6 +103,7 @@ impl Routes {
             (Route::Workers, _) if reads => ops::workers(parts, head).await,
             (Route::Queues, _) if reads => ops::queues(parts, head).await,
             (Route::Stats, _) if reads => ops::stats(parts, head).await,
+            (Route::Metrics, _) if reads => scrape::metrics(parts, head).await,
             (Route::Healthz, _) if reads => ops::healthz(),
             (Route::Readyz, _) if reads => ops::readyz(parts),
             (Route::Version, _) if reads => ops::version(parts),
