@@ -9,7 +9,6 @@
 //!
 //! Not here: what of all this a job's end means (`child`).
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -233,16 +232,10 @@ impl GroupUse {
 
     /// What its limits have done to it, if a person could not know otherwise.
     pub(crate) fn words(&self) -> String {
-        let mut words = String::new();
-        if self.refused_processes > 0 {
-            let count = self.refused_processes;
-            // Writing to a string cannot fail.
-            let _ = write!(
-                words,
-                "it met its worker's limit of processes {count} times"
-            );
+        match self.refused_processes {
+            0 => String::new(),
+            count => format!("it met its worker's limit of processes {count} times"),
         }
-        words
     }
 }
 

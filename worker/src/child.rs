@@ -372,7 +372,7 @@ impl Child {
         let message = String::from_utf8_lossy(message);
         Some((
             i32::from_le_bytes(*errno),
-            format!("cannot start it: {message}"),
+            format!("cannot start {message}"),
         ))
     }
 

@@ -7,7 +7,6 @@
 //! Why that did not succeed goes down a pipe; its other end, closed without a word, means that it did.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -104,15 +103,12 @@ impl ResourceLimit {
 
 /// Limits as one argument.
 pub(crate) fn as_argument(limits: &[ResourceLimit]) -> String {
-    let mut text = String::new();
-    for limit in limits {
-        let number = |n: Option<u64>| n.map_or("unlimited".to_owned(), |n| n.to_string());
-        let comma = if text.is_empty() { "" } else { "," };
+    let number = |n: Option<u64>| n.map_or("unlimited".to_owned(), |n| n.to_string());
+    let words = limits.iter().map(|limit| {
         let (soft, hard) = (number(limit.soft), number(limit.hard));
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{comma}{}={soft}:{hard}", limit.name);
-    }
-    text
+        format!("{}={soft}:{hard}", limit.name)
+    });
+    words.collect::<Vec<_>>().join(",")
 }
 
 /// Becomes the job's program: `PIPE GROUP LIMITS PROGRAM NAME ARGUMENTS…`. Returns only if that failed, with the code to exit
@@ -124,16 +120,17 @@ pub fn exec(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let Some(pipe) = number.and_then(taken) else {
         return FAILED;
     };
-    let error = prepare(&mut arguments);
+    let (what, error) = prepare(&mut arguments);
     let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
     let mut words = errno.to_le_bytes().to_vec();
-    words.extend_from_slice(error.to_string().as_bytes());
+    words.extend_from_slice(format!("{}: {error}", what.display()).as_bytes());
     // If nobody listens any more, nobody is to be told.
     drop(std::fs::File::from(pipe).write_all(&words));
     FAILED
 }
 
-fn prepare(arguments: &mut impl Iterator<Item = OsString>) -> io::Error {
+/// Returns what could not be done, and why.
+fn prepare(arguments: &mut impl Iterator<Item = OsString>) -> (OsString, io::Error) {
     let short = || io::Error::from_raw_os_error(libc::EINVAL);
     let (Some(group), Some(limits), Some(program), Some(name)) = (
         arguments.next(),
@@ -141,12 +138,12 @@ fn prepare(arguments: &mut impl Iterator<Item = OsString>) -> io::Error {
         arguments.next(),
         arguments.next(),
     ) else {
-        return short();
+        return (ARGUMENT.into(), short());
     };
     if !group.is_empty()
         && let Err(error) = std::fs::write(std::path::Path::new(&group).join("cgroup.procs"), "0")
     {
-        return error;
+        return (group, error);
     }
     for text in limits.to_str().unwrap_or("?").split(',') {
         let set = match text {
@@ -157,13 +154,14 @@ fn prepare(arguments: &mut impl Iterator<Item = OsString>) -> io::Error {
                 .and_then(|limit| limit.set()),
         };
         if let Err(error) = set {
-            return error;
+            return (text.into(), error);
         }
     }
-    Command::new(program)
+    let error = Command::new(&program)
         .arg0::<&OsStr>(&name)
         .args(arguments)
-        .exec()
+        .exec();
+    (program, error)
 }
 
 /// The descriptor of that number, which was left to us and goes no further.
