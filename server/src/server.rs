@@ -19,7 +19,7 @@ use std::{fmt, fs, io};
 use hostler_engine::event::Restore;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::{Engine, Span};
-use hostler_tls::{FilesError, Live};
+use hostler_tls::{FilesError, Live, ServerFiles};
 use hostler_wire::handshake::Identity;
 use hostler_wire::{Epoch, JobId, JobState, mutation};
 use tokio::sync::oneshot;
@@ -137,9 +137,10 @@ impl Stopper {
 
 impl Server {
     /// Opens the data directory, recovers, and serves. Returns when the server is ready.
-    pub fn start(config: Config) -> Result<Self, StartError> {
+    pub fn start(mut config: Config) -> Result<Self, StartError> {
         refuse_open_ports(&config)?;
-        let tls = config.tls.as_ref().map(open_tls).transpose()?;
+        let tls = config.tls.clone().map(|files| open_tls(files, &mut config));
+        let tls = tls.transpose()?;
         let store = SqliteStore::open(&config.data_dir)?;
         let auth = Arc::new(Auth::open(&config)?);
         let http_listener = net::listen(config.listen).map_err(|error| StartError::Listen {
@@ -272,7 +273,7 @@ fn refuse_open_ports(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-fn open_tls(files: &hostler_tls::ServerFiles) -> Result<Arc<Live>, StartError> {
+fn open_tls(files: ServerFiles, config: &mut Config) -> Result<Arc<Live>, StartError> {
     let configs = files.load().map_err(StartError::Tls)?;
     if let Some(why) = &configs.outdated {
         tracing::warn!(file = %files.cert.display(), %why, "no client accepts this certificate");
@@ -280,7 +281,9 @@ fn open_tls(files: &hostler_tls::ServerFiles) -> Result<Arc<Live>, StartError> {
     if configs.key_is_open {
         tracing::warn!(file = %files.key.display(), "others than its owner may read this key");
     }
-    Ok(Arc::new(Live::new(files.clone(), configs)))
+    // No page of another site can be at a name that we have a certificate for.
+    config.allowed_hosts.extend(configs.names.iter().cloned());
+    Ok(Arc::new(Live::new(files, configs)))
 }
 
 fn start_threads(

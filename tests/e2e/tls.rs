@@ -352,6 +352,32 @@ fn a_server_of_another_authority_or_name_is_told_nothing() {
 }
 
 #[test]
+fn http_answers_to_the_names_of_its_certificate_and_no_others() {
+    let it = Secure::with(&[], |all| {
+        all.make("server", Purpose::Server, &["q1.example"]);
+    });
+    let files = ClientFiles {
+        ca: Some(it.certificates.path("ca.pem")),
+        ..ClientFiles::default()
+    };
+    let config = files.load(Port::Http).unwrap();
+    let status = |host: &str| {
+        let name = ServerName::try_from("q1.example").unwrap();
+        let stream = TcpStream::connect(it.cluster.http_addr()).unwrap();
+        let client = ClientConnection::new(Arc::clone(&config), name).unwrap();
+        let mut stream = StreamOwned::new(client, stream);
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap(); // an error, were its end a cut
+        answer[9..12].to_owned()
+    };
+    assert_eq!(status("q1.example"), "200");
+    assert_eq!(status("localhost"), "200");
+    assert_eq!(status("evil.example"), "403");
+}
+
+#[test]
 fn an_expired_certificate_is_named_by_the_server_itself_and_by_its_clients() {
     let it = Secure::with(&[], |all| {
         all.make_expired("server", Purpose::Server, &["localhost"]);

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::Port;
+use crate::{Port, certificate_names};
 
 /// What a server shows, and whom it wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct ServerConfigs {
     pub http: Arc<ServerConfig>,
     /// For workers.
     pub worker: Arc<ServerConfig>,
+    /// The names in the certificate.
+    pub names: Vec<String>,
     /// Why no client would accept the certificate today, if that is so.
     pub outdated: Option<String>,
     /// Others than its owner may read the key.
@@ -103,6 +105,7 @@ impl ServerFiles {
         Ok(ServerConfigs {
             http: config(Port::Http)?,
             worker: config(Port::Worker)?,
+            names: certificate_names(chain.first()),
             outdated,
             key_is_open: is_open(&self.key),
         })

@@ -79,7 +79,8 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         None => settings::data_dir(None)?.join("tls"),
     };
     make(&dir, &init)?;
-    show(&dir, &init)?;
+    // From the root, so that the lines hold wherever they are pasted.
+    show(&fs::canonicalize(&dir).unwrap_or(dir), &init)?;
     Ok(Exit::Done)
 }
 

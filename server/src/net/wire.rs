@@ -641,7 +641,10 @@ impl Wire {
             None => Channel::plain(),
             Some(live) => match Channel::server(live.config(Port::Worker)) {
                 Ok(channel) => channel,
-                Err(error) => return tracing::warn!(%peer, %error, "TLS cannot begin"),
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "TLS cannot begin");
+                    return self.forget_address(peer.ip());
+                }
             },
         };
         let entry = self.conns.vacant_entry();
