@@ -308,3 +308,43 @@ mod looming {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_task_is_woken_once_for_what_comes_while_it_sleeps() {
+        let count = Arc::new(Count::default());
+        let woken = || count.0.load(Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&count));
+        let cx = Context::from_waker(&waker);
+        let (sender, receiver) = mailbox(&Wake::task());
+        sender.send(1);
+        assert!(receiver.poll_filled(&cx).is_ready());
+        assert_eq!(woken(), 0, "nobody slept");
+        let mut taken = Vec::new();
+        receiver.drain(&mut taken, 8);
+        assert!(receiver.poll_filled(&cx).is_pending());
+        sender.push(2);
+        sender.push(3);
+        assert_eq!(woken(), 0, "a push alone wakes nobody");
+        sender.wake();
+        sender.send(4);
+        assert_eq!(woken(), 1);
+        assert!(receiver.poll_filled(&cx).is_ready());
+        receiver.drain(&mut taken, 8);
+        assert_eq!(taken, [1, 2, 3, 4]);
+    }
+}
