@@ -2,6 +2,7 @@
 //!
 //! Here they are put together: the first screen, which runtime a command needs, and how its end becomes the program's.
 
+mod audit;
 mod cancel;
 mod completions;
 mod dev;
@@ -17,6 +18,7 @@ mod server;
 mod spec;
 mod status;
 mod submit;
+mod token;
 mod top;
 mod verify;
 mod version;
@@ -80,6 +82,8 @@ Machines:
   workers      List workers
   queues       List queues
   top          Queues, workers, rates and slots, live
+  token        Make, list and revoke access tokens
+  audit        Who did what
   health       Is the server well?
   verify       Check a data directory against every promise
   version      Versions of this program and of the server
@@ -120,6 +124,8 @@ enum Command {
     Workers(workers::Args),
     Queues(queues::Args),
     Top(top::Args),
+    Token(token::Args),
+    Audit(audit::Args),
     Health(health::Args),
     Verify(verify::Args),
     Version(version::Args),
@@ -177,6 +183,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Workers(args) => talk(&global, async |context| workers::run(args, context).await),
         Command::Queues(args) => talk(&global, async |context| queues::run(args, context).await),
         Command::Top(args) => talk(&global, async |context| top::run(args, context).await),
+        Command::Token(args) => talk(&global, async |context| token::run(args, context).await),
+        Command::Audit(args) => talk(&global, async |context| audit::run(args, context).await),
         Command::Health(args) => talk(&global, async |context| health::run(args, context).await),
         Command::Version(args) => talk(&global, async |context| version::run(args, context).await),
     }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hostler_wire::Allow;
+
 /// A server's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -27,9 +29,7 @@ pub struct Config {
     /// No access tokens on HTTP: refused unless `listen` is a loopback address.
     pub no_auth: bool,
     /// Types of job accepted at intake.
-    pub allow_commands: bool,
-    /// Types of job accepted at intake.
-    pub allow_handlers: bool,
+    pub allow: Allow,
     /// Every bound; see docs/limits.md.
     pub limits: Limits,
 }
@@ -51,6 +51,10 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Most jobs in one request.
     pub batch_jobs_max: usize,
+    /// HTTP requests a second of a token that has no rate of its own; above: 429. None: any number.
+    pub token_requests_per_second: Option<u32>,
+    /// Jobs submitted a second of a token that has no rate of its own; above: 429. None: any number.
+    pub token_jobs_per_second: Option<u32>,
     /// Bytes of submissions waiting for their commit; above: 503.
     pub intake_bytes_max: usize,
     /// Open HTTP connections; above: the connection gets a 503 and closes.
@@ -88,6 +92,8 @@ impl Default for Limits {
         Self {
             body_bytes_max: 8 << 20,
             batch_jobs_max: 10_000,
+            token_requests_per_second: None,
+            token_jobs_per_second: None,
             intake_bytes_max: 64 << 20,
             http_connections_max: 4_096,
             http_header_timeout: Duration::from_secs(10),
@@ -123,8 +129,7 @@ impl Config {
             drain_timeout: Duration::from_secs(30),
             durability: Durability::Fsync,
             no_auth: false,
-            allow_commands: true,
-            allow_handlers: true,
+            allow: Allow::ALL,
             limits: Limits::default(),
         }
     }

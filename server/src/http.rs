@@ -10,6 +10,7 @@
 //!
 //! Not here: SQL (`store`), scheduling (`engine`), worker sockets (`net`).
 
+mod audit;
 mod body;
 mod conn;
 mod guard;
@@ -21,12 +22,13 @@ mod params;
 mod problem;
 mod query;
 mod route;
+mod tokens;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -52,7 +54,7 @@ use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
 use crate::http::problem::{Code, Refusal};
 use crate::metrics::Health;
-use crate::{dispatch, output, store};
+use crate::{dispatch, net, output, store};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -80,6 +82,8 @@ pub struct Parts {
     pub dispatch: dispatch::Handle,
     /// What jobs print.
     pub output: output::Handle,
+    /// Worker connections.
+    pub net: net::Handle,
     /// Who may.
     pub auth: Arc<Auth>,
     /// What the writer counts.
@@ -229,9 +233,9 @@ async fn accept(
     let mut no_room = false;
     while let Either::Left(accepted) = race(listener.accept(), told(&mut stop)).await {
         match accepted {
-            Ok((stream, _from)) => {
+            Ok((stream, from)) => {
                 no_room = false;
-                admit(stream, &shared, &here, stopping.clone());
+                admit(stream, from.ip(), &shared, &here, stopping.clone());
             }
             Err(error) => {
                 // Descriptors or memory ran out, or the client has gone already: the next one may do better.
@@ -284,6 +288,7 @@ impl Drop for Place {
 /// Serves a connection, or tells it that there are too many.
 fn admit(
     stream: TcpStream,
+    from: IpAddr,
     shared: &Arc<Shared>,
     here: &Arc<Here>,
     stop: watch::Receiver<Option<Duration>>,
@@ -299,7 +304,7 @@ fn admit(
         here: Arc::clone(here),
     };
     tokio::spawn(async move {
-        serve(stream, &place.shared, stop).await;
+        serve(stream, from, &place.shared, stop).await;
         drop(place);
     });
 }
@@ -331,6 +336,7 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
 /// One connection, from its first request to its close.
 async fn serve(
     stream: TcpStream,
+    from: IpAddr,
     shared: &Arc<Shared>,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
@@ -346,7 +352,7 @@ async fn serve(
         limits.http_header_timeout,
         WRITE_TIMEOUT,
     );
-    let service = service_fn(|request| Box::pin(answer(shared, &conn, request)));
+    let service = service_fn(|request| Box::pin(answer(shared, &conn, from, request)));
     let mut http = shared.http.serve_connection(TokioIo::new(socket), service);
     let ended = {
         let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
@@ -366,12 +372,13 @@ async fn serve(
 async fn answer(
     shared: &Shared,
     conn: &Arc<Conn>,
+    from: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let busy = conn.begin();
     let id = shared.request_id(request.headers());
     let (head, body) = request.into_parts();
-    let outcome = caught(shared.routes.answer(&shared.parts, &head, body)).await;
+    let outcome = caught(shared.routes.answer(&shared.parts, from, &head, body)).await;
     let mut response = outcome.unwrap_or_else(|refusal| {
         if refusal.close {
             conn.linger();

@@ -9,6 +9,7 @@ pub mod sqlite;
 pub mod verify;
 pub mod writer;
 
+mod audit;
 mod checkpoint;
 mod class;
 mod fold;
@@ -22,3 +23,4 @@ mod read;
 mod recover;
 mod retention;
 mod sql;
+mod tokens;

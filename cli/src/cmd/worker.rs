@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::thread;
 use std::time::Duration;
 
+use hostler_wire::allow::{Handlers, InvalidAllow, Pattern};
 use hostler_worker::{Exit as End, Stopper, Worker, WorkerError};
 
 use crate::cmd::server::start_trace;
@@ -69,6 +70,14 @@ pub(crate) struct Args {
     /// End after so long without work [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     idle_exit: Option<Duration>,
+
+    /// Run no commands, handlers only
+    #[arg(long)]
+    no_commands: bool,
+
+    /// Run this handler; repeat for several, NAME may end with * [default: all it has]
+    #[arg(long = "allow-handler", value_name = "NAME", value_parser = handler)]
+    handlers: Vec<Pattern>,
 
     /// Stop at once when standard input ends: whoever holds its other end is gone.
     #[arg(long, hide = true)]
@@ -162,7 +171,10 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
         || from_file("idle_exit", &file.idle_exit),
         |it| Ok(Some(it)),
     )?;
-    let mut worker = Worker::connect(servers).token(token).commands();
+    let mut worker = Worker::connect(servers).token(token);
+    if !(args.no_commands || file.no_commands) {
+        worker = worker.commands();
+    }
     worker = worker.slots(args.slots.or(file.slots).unwrap_or_else(processors));
     if let Some(name) = args.name.as_ref().or(file.name.as_ref()) {
         worker = worker.name(name);
@@ -177,12 +189,34 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
     for (key, value) in &args.labels {
         worker = worker.label(key, value);
     }
+    let handlers = match (&args.handlers[..], &file.allow_handlers) {
+        ([], None) => Handlers::All,
+        ([], Some(names)) => {
+            let patterns = names
+                .iter()
+                .map(|name| handler(name))
+                .collect::<Result<Vec<_>, _>>();
+            let wrong = |error: InvalidAllow| {
+                Failure::usage(format!(
+                    "worker.allow_handlers in the configuration: {error}"
+                ))
+            };
+            Handlers::Only(patterns.map_err(wrong)?)
+        }
+        (patterns, _) => Handlers::Only(patterns.to_vec()),
+    };
     Ok(worker.configure(|config| {
+        config.handlers = handlers;
         config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);
         config.subreaper = true;
     }))
+}
+
+/// The name of a handler, or the beginning of names.
+pub(crate) fn handler(text: &str) -> Result<Pattern, InvalidAllow> {
+    Pattern::new(text)
 }
 
 /// One job a processor, if nobody says otherwise.

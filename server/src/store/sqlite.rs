@@ -32,7 +32,7 @@ use crate::store::retention::Housekeeping;
 use crate::store::seam::{
     Batch, Commit, CommitError, KeyRecord, NewJob, Opening, Read, Store, StoreError, StoreErrorKind,
 };
-use crate::store::{class, load, read, sql};
+use crate::store::{audit, class, load, read, sql, tokens};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "hostler.db";
@@ -40,7 +40,7 @@ pub const FILE: &str = "hostler.db";
 /// "Hstl": marks a file as ours.
 pub(super) const APPLICATION_ID: i32 = 0x4873_746c;
 /// The schema this program writes.
-pub(super) const SCHEMA: i32 = 1;
+pub(super) const SCHEMA: i32 = 2;
 pub(super) const PAGE_BYTES: u32 = 16_384;
 /// The log's file is cut back to this after a reader has held up a checkpoint.
 const WAL_KEEP_BYTES: u32 = 256 << 20;
@@ -163,6 +163,8 @@ impl SqliteStore {
         for &job in commit.purges {
             self.db.prepare_cached(sql::PURGE)?.execute([job.raw()])?;
         }
+        tokens::change(&self.db, commit.tokens)?;
+        audit::insert(&self.db, commit.audit)?;
         if let Some(totals) = &commit.totals {
             self.db.prepare_cached(sql::METRICS)?.execute((
                 int(commit.stamp.wall.millis()),
@@ -768,12 +770,27 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
         let mut cluster = [0; 16];
         random(&mut cluster)?;
         db.execute_batch("BEGIN IMMEDIATE")?;
-        db.execute_batch(sql::INIT)?;
+        raise(db, 0)?;
         db.execute(sql::META_NEW, [cluster])?;
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
-        db.pragma_update(None, "user_version", SCHEMA)?;
+        db.execute_batch("COMMIT")?;
+    } else if version < SCHEMA {
+        tracing::info!(path = %path.display(), from = version, to = SCHEMA, "the database's schema is brought up to date");
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        raise(db, version)?;
         db.execute_batch("COMMIT")?;
     }
+    Ok(())
+}
+
+/// Makes the schema this program knows from that version of it, within a transaction.
+fn raise(db: &Connection, version: i32) -> Result<(), Fault> {
+    let done = usize::try_from(version)
+        .map_err(|_negative| Fault::Garbled(format!("{version} is no schema version")))?;
+    for step in &sql::SCHEMAS[done..] {
+        db.execute_batch(step)?;
+    }
+    db.pragma_update(None, "user_version", SCHEMA)?;
     Ok(())
 }
 
@@ -837,6 +854,7 @@ fn read_opening(db: &Connection, epoch: Epoch, epoch_nonce: [u8; 16]) -> Result<
         classes: read_classes(db)?,
         stamp,
         last,
+        tokens: tokens::read(db)?,
     };
     let seq = db.query_row(sql::SEQ_LAST, [], |row| row.get(0))?;
     // Shares that retention dropped lie below the mark.
