@@ -2,6 +2,7 @@
 //!
 //! Here they are put together: the first screen, which runtime a command needs, and how its end becomes the program's.
 
+mod audit;
 mod bench;
 mod cancel;
 mod completions;
@@ -19,6 +20,7 @@ mod spec;
 mod status;
 mod submit;
 mod tls;
+mod token;
 mod top;
 mod verify;
 mod version;
@@ -82,6 +84,8 @@ Machines:
   workers      List workers
   queues       List queues
   top          Queues, workers, rates and slots, live
+  token        Make, list and revoke access tokens
+  audit        Who did what
   health       Is the server well?
   tls          Certificates for TLS: tls init makes them
   bench        Load test: how fast, how late, and that nothing is lost
@@ -125,6 +129,8 @@ enum Command {
     Queues(queues::Args),
     Top(top::Args),
     Tls(tls::Args),
+    Token(token::Args),
+    Audit(audit::Args),
     Health(health::Args),
     Bench(bench::Args),
     Verify(verify::Args),
@@ -185,6 +191,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Workers(args) => talk(&global, async |context| workers::run(args, context).await),
         Command::Queues(args) => talk(&global, async |context| queues::run(args, context).await),
         Command::Top(args) => talk(&global, async |context| top::run(args, context).await),
+        Command::Token(args) => talk(&global, async |context| token::run(args, context).await),
+        Command::Audit(args) => talk(&global, async |context| audit::run(args, context).await),
         Command::Health(args) => talk(&global, async |context| health::run(args, context).await),
         Command::Version(args) => talk(&global, async |context| version::run(args, context).await),
     }

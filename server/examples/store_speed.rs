@@ -55,6 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             first,
             at,
             by: "".into(),
+            from: None,
             jobs: vec![job; size],
             key: None,
         };
@@ -67,6 +68,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             submissions: &[submission],
             facts: &facts,
             purges: &[],
+            tokens: &[],
+            audit: &[],
             totals: None,
             sync: true,
         })?;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use hostler_tls::ServerFiles;
+use hostler_wire::Allow;
 
 /// A server's settings.
 #[derive(Clone, Debug)]
@@ -35,9 +36,7 @@ pub struct Config {
     /// Plain ports may be opened on addresses others can reach. Access tokens are readable on the way then.
     pub allow_plaintext: bool,
     /// Types of job accepted at intake.
-    pub allow_commands: bool,
-    /// Types of job accepted at intake.
-    pub allow_handlers: bool,
+    pub allow: Allow,
     /// Threads that serve HTTP.
     pub http_threads: usize,
     /// Every bound; see docs/limits.md.
@@ -61,6 +60,10 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Most jobs in one request.
     pub batch_jobs_max: usize,
+    /// HTTP requests a second of a token that has no rate of its own; above: 429. None: any number.
+    pub token_requests_per_second: Option<u32>,
+    /// Jobs submitted a second of a token that has no rate of its own; above: 429. None: any number.
+    pub token_jobs_per_second: Option<u32>,
     /// Bytes of submissions waiting for their commit; above: 503.
     pub intake_bytes_max: usize,
     /// Open HTTP connections; above: the connection gets a 503 and closes.
@@ -110,6 +113,8 @@ impl Default for Limits {
         Self {
             body_bytes_max: 8 << 20,
             batch_jobs_max: 10_000,
+            token_requests_per_second: None,
+            token_jobs_per_second: None,
             intake_bytes_max: 64 << 20,
             http_connections_max: 16_384,
             http_connections_per_address_max: 8_192,
@@ -155,8 +160,7 @@ impl Config {
             no_auth: false,
             tls: None,
             allow_plaintext: false,
-            allow_commands: true,
-            allow_handlers: true,
+            allow: Allow::ALL,
             http_threads: http_threads(thread::available_parallelism().map_or(1, NonZero::get)),
             limits: Limits::default(),
         }

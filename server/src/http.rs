@@ -10,6 +10,7 @@
 //!
 //! Not here: SQL (`store`), scheduling (`engine`), worker sockets (`net`).
 
+mod audit;
 mod body;
 mod conn;
 mod crowd;
@@ -24,12 +25,13 @@ mod query;
 mod route;
 mod scrape;
 mod stream;
+mod tokens;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -49,7 +51,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::auth::Auth;
+use crate::auth::{Auth, Bearer};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::body::Body;
@@ -182,8 +184,12 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
 
 /// Reads a body of JSON as intake does; how many jobs it has. For the micro benches.
 #[doc(hidden)]
-pub fn read_jobs(config: &Config, by: &Arc<str>, body: &bytes::Bytes) -> Option<usize> {
-    let read = intake::read(config, by, guard::Media::Json, body).ok()?;
+pub fn read_jobs(config: &Config, bearer: &Arc<Bearer>, body: &bytes::Bytes) -> Option<usize> {
+    let who = route::Who {
+        bearer: Arc::clone(bearer),
+        from: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+    let read = intake::read(config, &who, guard::Media::Json, body).ok()?;
     Some(read.submission.jobs.len())
 }
 
@@ -380,7 +386,7 @@ fn admit(
         address,
     };
     tokio::spawn(async move {
-        serve(stream, &place.shared, stop).await;
+        serve(stream, address, &place.shared, stop).await;
         drop(place);
     });
 }
@@ -414,6 +420,7 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, full: Full) {
 /// One connection, from its first request to its close.
 async fn serve(
     stream: TcpStream,
+    from: IpAddr,
     shared: &Arc<Shared>,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
@@ -436,7 +443,7 @@ async fn serve(
         limits.http_header_timeout,
         WRITE_TIMEOUT,
     );
-    let service = service_fn(|request| Box::pin(answer(shared, &conn, request)));
+    let service = service_fn(|request| Box::pin(answer(shared, &conn, from, request)));
     let mut http = shared.http.serve_connection(TokioIo::new(socket), service);
     let ended = {
         let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
@@ -477,12 +484,13 @@ async fn secure(stream: TcpStream, tls: &Tls, shared: &Shared) -> Option<Stream>
 async fn answer(
     shared: &Shared,
     conn: &Arc<Conn>,
+    from: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let busy = conn.begin();
     let id = shared.request_id(request.headers());
     let (head, body) = request.into_parts();
-    let outcome = caught(shared.routes.answer(&shared.parts, &head, body)).await;
+    let outcome = caught(shared.routes.answer(&shared.parts, from, &head, body)).await;
     let mut response = outcome.unwrap_or_else(|refusal| {
         if refusal.close {
             conn.linger();

@@ -23,7 +23,7 @@ mod wire;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -31,8 +31,9 @@ use bytes::BytesMut;
 use hostler_tls::Live;
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Frame, Login, RefuseCode};
-use hostler_wire::handshake::{Identity, Verifier};
+use hostler_wire::handshake::Identity;
 
+use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::mailbox::{AbortOnPanic, Receiver, Sender, Wake, mailbox};
@@ -80,6 +81,8 @@ pub enum Post {
         /// In words.
         message: String,
     },
+    /// An access token is good for nothing any more: its sessions end.
+    TokensChanged,
     /// Accept no new connections (the server stops); the old ones stay.
     StopAccepting,
     /// Close everything, end.
@@ -123,8 +126,21 @@ pub enum Arrival {
 /// How the wire thread tells dispatch. Leaves nothing behind in the vector.
 pub type Tell = Box<dyn FnMut(&mut Vec<Arrival>) + Send>;
 
-/// Finds what is kept of a worker's token, by its id.
-pub type FindVerifier = Arc<dyn Fn(&str) -> Option<Verifier> + Send + Sync>;
+/// Why a visitor was refused: it did not prove its token.
+pub const UNPROVEN: &str = "unauthorised";
+
+/// Somebody showed a token on the worker port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The token's id, proven or not.
+    pub token: Box<str>,
+    /// From where.
+    pub from: IpAddr,
+    /// Who it says it is; what an unproven one says is not repeated.
+    pub worker: Option<Box<str>>,
+    /// Why it was refused; empty if it was not.
+    pub refused: &'static str,
+}
 
 /// What others may see of the wire thread at any time.
 #[derive(Debug, Default)]
@@ -168,7 +184,9 @@ pub struct Needs {
     /// Who we are.
     pub identity: Identity,
     /// Who may come.
-    pub find_verifier: FindVerifier,
+    pub auth: Arc<Auth>,
+    /// Is told who came.
+    pub visits: Box<dyn Fn(Visit) + Send>,
     /// Where control frames go.
     pub tell: Tell,
     /// Where output goes.

@@ -8,6 +8,7 @@
 //! unstarted work recalled; HTTP finishes what it has; what is in flight is committed and acknowledged; then the threads
 //! end, the store last. Running jobs stay with their workers. All of it within the drain timeout.
 
+use std::borrow::Cow;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,15 +26,15 @@ use hostler_wire::{Epoch, JobId, JobState, mutation};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use crate::auth::{Auth, AuthError};
+use crate::auth::{Auth, AuthError, TokenChange};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatch::Message;
 use crate::mailbox::{Receiver, Sender, Wake, mailbox};
 use crate::metrics::{Commits, Health};
-use crate::net::Post;
+use crate::net::{Post, Visit};
 use crate::output::Answer;
-use crate::store::seam::{Opening, Store, StoreError};
+use crate::store::seam::{AuditEntry, Opening, Store, StoreError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::writer::Notice;
 use crate::{dispatch, http, net, output, store};
@@ -139,10 +140,11 @@ impl Server {
     /// Opens the data directory, recovers, and serves. Returns when the server is ready.
     pub fn start(mut config: Config) -> Result<Self, StartError> {
         refuse_open_ports(&config)?;
+        Auth::check(&config)?;
         let tls = config.tls.clone().map(|files| open_tls(files, &mut config));
         let tls = tls.transpose()?;
         let store = SqliteStore::open(&config.data_dir)?;
-        let auth = Arc::new(Auth::open(&config)?);
+        let auth = Arc::new(Auth::open(&config, &store.opening().tokens)?);
         let http_listener = net::listen(config.listen).map_err(|error| StartError::Listen {
             what: "http",
             address: config.listen,
@@ -337,10 +339,8 @@ fn start_threads(
             epoch: opening.epoch,
             epoch_nonce: opening.epoch_nonce,
         },
-        find_verifier: {
-            let auth = Arc::clone(&auth);
-            Arc::new(move |id: &str| auth.verifier(id).cloned())
-        },
+        auth: Arc::clone(&auth),
+        visits: visits(&auth, &writer, clock),
         tell: {
             let dispatch = dispatch.clone();
             Box::new(move |batch| dispatch.tell_all(batch.drain(..).map(Message::Worker)))
@@ -464,6 +464,38 @@ fn notify(
             dispatch.tell(Message::Deposed);
             control.send(Control::Deposed);
         }
+    })
+}
+
+/// What the worker port tells of who came, for the writer.
+fn visits(
+    auth: &Arc<Auth>,
+    writer: &store::writer::Handle,
+    clock: Clock,
+) -> Box<dyn Fn(Visit) + Send> {
+    let (auth, writer) = (Arc::clone(auth), writer.clone());
+    Box::new(move |visit| {
+        let at = clock.wall();
+        // The id of a token that was not proven is a stranger's word.
+        let proven = visit.refused != net::UNPROVEN;
+        let known = auth.get(&visit.token).filter(|_| proven);
+        if let Some(known) = known.as_ref().filter(|_| visit.refused.is_empty())
+            && known.touch(at)
+        {
+            let id = Arc::clone(&known.id);
+            writer.used(TokenChange::Used { id, at });
+        }
+        writer.note(AuditEntry {
+            at,
+            token: known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.id)),
+            from: Some(visit.from),
+            action: Cow::Borrowed("worker_login"),
+            object: visit.worker,
+            jobs: None,
+            requests: 1,
+            status: 0,
+            code: Cow::Borrowed(visit.refused),
+        });
     })
 }
 

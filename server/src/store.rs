@@ -9,6 +9,7 @@ pub mod sqlite;
 pub mod verify;
 pub mod writer;
 
+mod audit;
 mod checkpoint;
 mod class;
 mod fold;
@@ -23,6 +24,7 @@ mod recover;
 mod retention;
 mod scan;
 mod sql;
+mod tokens;
 
 /// Folds facts as the writer does; how many rows they become. For the micro benches.
 #[doc(hidden)]

@@ -4,6 +4,8 @@
     reason = "a test that cannot go on should stop where it stands"
 )]
 
+#[path = "http/authority.rs"]
+mod authority;
 #[path = "http/world.rs"]
 mod world;
 
@@ -321,7 +323,7 @@ fn good_values_at_their_bounds_are_taken() {
 
 #[test]
 fn types_of_job_are_allowed_or_not() {
-    let w = World::with(|config| config.allow_commands = false);
+    let w = World::with(|config| config.allow.commands = false);
     let answer = w.post(r#"{"command":["true"]}"#);
     assert_eq!(
         (answer.status, answer.code()),

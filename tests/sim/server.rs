@@ -343,6 +343,7 @@ impl Server {
             Post::Pipe { .. }
             | Post::PipeTaken { .. }
             | Post::PipeRefused { .. }
+            | Post::TokensChanged
             | Post::StopAccepting
             | Post::Stop => 0,
         });
@@ -368,6 +369,7 @@ impl Server {
                 Post::Pipe { .. }
                 | Post::PipeTaken { .. }
                 | Post::PipeRefused { .. }
+                | Post::TokensChanged
                 | Post::StopAccepting
                 | Post::Stop => {}
             }

@@ -10,6 +10,7 @@ pub mod base64;
 pub mod job;
 pub mod problem;
 pub mod query;
+pub mod token;
 
 mod fields;
 mod text;
@@ -25,3 +26,4 @@ pub use query::{
     StoreStats, Version, WorkerList, WorkerView,
 };
 pub use text::{InvalidTimestamp, Timestamp};
+pub use token::{AuditList, AuditView, TokenList, TokenMade, TokenRequest, TokenView};

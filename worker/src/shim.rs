@@ -54,7 +54,7 @@ impl FromStr for ResourceLimit {
         })?;
         let number = |text: &str| match text {
             "unlimited" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| wrong()),
+            text => text.parse().map(Some).map_err(|_no_number| wrong()),
         };
         let (soft, hard) = values.split_once(':').unwrap_or((values, values));
         let limit = Self {
@@ -150,7 +150,7 @@ fn prepare(arguments: &mut impl Iterator<Item = OsString>) -> (OsString, io::Err
             "" => Ok(()),
             text => text
                 .parse::<ResourceLimit>()
-                .map_err(|_| short())
+                .map_err(|_no_number| short())
                 .and_then(|limit| limit.set()),
         };
         if let Err(error) = set {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hostler_tls::{ClientConfig, ClientFiles, Port, ServerName, Words};
+use hostler_wire::allow::Handlers;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
@@ -103,6 +104,8 @@ pub struct Config {
     pub idle_exit: Option<Duration>,
     /// Runs commands. An embedding program usually wants its handlers only.
     pub commands: bool,
+    /// Runs these handlers, of those it has.
+    pub handlers: Handlers,
     /// TERM and INT mean: drain. An embedding program may have other plans for them.
     pub signals: bool,
     /// Makes this process the reaper of all its descendants, so that none of a job's processes can hide from its end by
@@ -150,6 +153,7 @@ impl Config {
             drain_timeout: Duration::from_secs(30),
             idle_exit: None,
             commands: false,
+            handlers: Handlers::All,
             signals: true,
             subreaper: false,
             spool: SpoolLimits::default(),
@@ -408,7 +412,9 @@ impl Worker {
             return Err(WorkerError::Invalid(error));
         }
         self.config.check()?;
-        Loop::new(self.config, self.registry, &self.stopper)?.run()
+        let mut registry = self.registry;
+        registry.allow(self.config.handlers.clone());
+        Loop::new(self.config, registry, &self.stopper)?.run()
     }
 }
 
@@ -964,7 +970,10 @@ impl Loop {
         match self.registry.find(name) {
             None => Some(Ending::Done {
                 outcome: Outcome::NoSuchHandler,
-                detail: None,
+                detail: Some(Box::new(Detail {
+                    message: format!("this worker does not run the handler {name}"),
+                    ..Detail::default()
+                })),
                 told: false,
             }),
             Some(Way::Noop) => Some(done(None)),

@@ -14,10 +14,12 @@ use hostler_server::config::Durability;
 use hostler_server::server::{Server, StartError};
 use hostler_server::store::seam::StoreErrorKind;
 use hostler_tls::ServerFiles;
+use hostler_wire::allow::{Allow, Handlers, InvalidAllow, Pattern};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cmd::server::kept::KeptArgs;
+use crate::cmd::worker::handler;
 use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -51,7 +53,7 @@ pub(crate) struct Args {
     data_dir: Option<PathBuf>,
 
     /// Names HTTP answers to, beside addresses and localhost
-    #[arg(long = "allowed-host", value_name = "NAME")]
+    #[arg(long = "allow-host", alias = "allowed-host", value_name = "NAME")]
     allowed_hosts: Vec<String>,
 
     /// How long a silent worker keeps its work [default: 30s]
@@ -93,10 +95,29 @@ pub(crate) struct Args {
     #[arg(long)]
     allow_plaintext: bool,
 
-    /// Types of job accepted: commands, handlers [default: both]
-    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = ["commands", "handlers"],
-          hide_possible_values = true)]
+    /// Types of job accepted: command, handler, handler:NAME; NAME may end with * [default: all]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = job_type)]
     allow: Vec<String>,
+
+    /// Accept no commands
+    #[arg(long, conflicts_with = "allow_commands")]
+    no_commands: bool,
+
+    /// Accept commands, beside the handlers of --allow-handler
+    #[arg(long)]
+    allow_commands: bool,
+
+    /// Accept this handler; repeat for several, NAME may end with *. Nothing else is accepted then, but what is allowed too
+    #[arg(long = "allow-handler", value_name = "NAME", value_parser = handler)]
+    handlers: Vec<Pattern>,
+
+    /// HTTP requests a second of an access token without a rate of its own [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    token_requests_per_second: Option<u32>,
+
+    /// Jobs submitted a second by such a token [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    token_jobs_per_second: Option<u32>,
 
     #[command(flatten)]
     trace: TraceArgs,
@@ -265,11 +286,16 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
     }
     config.no_auth = args.no_auth;
     config.allow_plaintext = args.allow_plaintext;
-    config.allowed_hosts = args.allowed_hosts.clone();
-    if !args.allow.is_empty() {
-        config.allow_commands = args.allow.iter().any(|kind| kind == "commands");
-        config.allow_handlers = args.allow.iter().any(|kind| kind == "handlers");
-    }
+    config.allowed_hosts = match (&args.allowed_hosts[..], &file.allowed_hosts) {
+        ([], Some(hosts)) => hosts.clone(),
+        (hosts, _) => hosts.to_vec(),
+    };
+    config.allow = allow(args, file)?;
+    let limits = &mut config.limits;
+    limits.token_requests_per_second = args
+        .token_requests_per_second
+        .or(file.token_requests_per_second);
+    limits.token_jobs_per_second = args.token_jobs_per_second.or(file.token_jobs_per_second);
     Ok(config)
 }
 
@@ -294,6 +320,38 @@ fn tls(args: &Args, global: &Global, file: &ServerFile) -> Result<Option<ServerF
         (_, _, _) => Err(Failure::usage("TLS needs both --tls-cert and --tls-key")
             .hint("`hostler tls init` makes them")),
     }
+}
+
+/// The types of job to be accepted: what was said on the command line together, else what the file says.
+fn allow(args: &Args, file: &ServerFile) -> Result<Allow, Failure> {
+    let said = !args.allow.is_empty()
+        || args.no_commands
+        || args.allow_commands
+        || !args.handlers.is_empty();
+    if !said {
+        let words = file.allow.as_deref().unwrap_or_default();
+        return Allow::of_words(words).map_err(|error| {
+            Failure::usage(format!("server.allow in the configuration: {error}"))
+        });
+    }
+    let mut allow =
+        Allow::of_words(&args.allow).map_err(|error| Failure::usage(error.to_string()))?;
+    if !args.handlers.is_empty() {
+        let mut only = match allow.handlers {
+            Handlers::Only(only) => only,
+            Handlers::All => Vec::new(),
+        };
+        only.extend_from_slice(&args.handlers);
+        allow.handlers = Handlers::Only(only);
+        allow.commands &= !args.allow.is_empty();
+    }
+    allow.commands = (allow.commands || args.allow_commands) && !args.no_commands;
+    Ok(allow)
+}
+
+/// A word for a type of job.
+fn job_type(text: &str) -> Result<String, InvalidAllow> {
+    Allow::of_words([text]).map(|_| text.to_owned())
 }
 
 /// Starts the trace as flags and file say.
@@ -379,7 +437,29 @@ mod tests {
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.worker_grace, Duration::from_secs(7));
         assert_eq!(config.probe_timeout, Duration::from_secs(1));
-        assert!(!config.allow_commands && config.allow_handlers);
+        assert!(!config.allow.commands && config.allow.handler("any"));
+    }
+
+    #[test]
+    fn what_is_allowed_is_what_was_said_and_nothing_else() {
+        let allowed = |flags: &[&str]| {
+            let allow = config(&args(flags), &ServerFile::default()).unwrap().allow;
+            [allow.commands, allow.handler("resize"), allow.handler("x")]
+        };
+        assert_eq!(allowed(&[]), [true, true, true]);
+        assert_eq!(allowed(&["--no-commands"]), [false, true, true]);
+        assert_eq!(allowed(&["--allow-handler", "res*"]), [false, true, false]);
+        let both = ["--allow-commands", "--allow-handler", "resize"];
+        assert_eq!(allowed(&both), [true, true, false]);
+        assert_eq!(allowed(&["--allow", "command"]), [true, false, false]);
+        let both = ["--allow", "command", "--allow-handler", "x"];
+        assert_eq!(allowed(&both), [true, false, true]);
+        let file = ServerFile {
+            allow: Some(vec!["handler:x".into()]),
+            ..ServerFile::default()
+        };
+        let allow = config(&args(&[]), &file).unwrap().allow;
+        assert!(!allow.commands && allow.handler("x") && !allow.handler("y"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::num::NonZero;
 use std::thread;
 use std::time::Duration;
 
+use hostler_wire::allow::{Handlers, InvalidAllow, Pattern};
 use hostler_worker::{ClientFiles, Exit as End, Stopper, Worker, WorkerError};
 
 use crate::cmd::server::start_trace;
@@ -78,6 +79,13 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     jobs: JobArgs,
+    /// Run no commands, handlers only
+    #[arg(long)]
+    no_commands: bool,
+
+    /// Run this handler; repeat for several, NAME may end with * [default: all it has]
+    #[arg(long = "allow-handler", value_name = "NAME", value_parser = handler)]
+    handlers: Vec<Pattern>,
 
     /// Stop at once when standard input ends: whoever holds its other end is gone.
     #[arg(long, hide = true)]
@@ -187,9 +195,12 @@ fn set_up(
         |it| Ok(Some(it)),
     )?;
     let jobs = args.jobs.settings(file)?;
-    let mut worker = Worker::connect(servers).token(token).commands();
+    let mut worker = Worker::connect(servers).token(token);
     if !args.plain && (is_tls || tls.is_some()) {
         worker = worker.tls(tls);
+    }
+    if !(args.no_commands || file.no_commands) {
+        worker = worker.commands();
     }
     worker = worker.slots(args.slots.or(file.slots).unwrap_or_else(processors));
     if let Some(name) = args.name.as_ref().or(file.name.as_ref()) {
@@ -205,13 +216,35 @@ fn set_up(
     for (key, value) in &args.labels {
         worker = worker.label(key, value);
     }
+    let handlers = match (&args.handlers[..], &file.allow_handlers) {
+        ([], None) => Handlers::All,
+        ([], Some(names)) => {
+            let patterns = names
+                .iter()
+                .map(|name| handler(name))
+                .collect::<Result<Vec<_>, _>>();
+            let wrong = |error: InvalidAllow| {
+                Failure::usage(format!(
+                    "worker.allow_handlers in the configuration: {error}"
+                ))
+            };
+            Handlers::Only(patterns.map_err(wrong)?)
+        }
+        (patterns, _) => Handlers::Only(patterns.to_vec()),
+    };
     Ok(worker.configure(|config| {
+        config.handlers = handlers;
         config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);
         config.subreaper = true;
         jobs.apply(config);
     }))
+}
+
+/// The name of a handler, or the beginning of names.
+pub(crate) fn handler(text: &str) -> Result<Pattern, InvalidAllow> {
+    Pattern::new(text)
 }
 
 /// One job a processor, if nobody says otherwise.

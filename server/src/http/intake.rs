@@ -24,9 +24,11 @@ use hostler_wire::frame::{Command, Handler, Logs, LogsMode, OnPartition, Overflo
 use hostler_wire::limits::{ARGS_MAX, BODY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
 use serde::de::{self, DeserializeSeed, SeqAccess, Visitor};
 
+use crate::auth::Bearer;
 use crate::config::{Config, Durability};
 use crate::http::guard::Media;
 use crate::http::problem::{Code, Refusal};
+use crate::http::route::Who;
 use crate::output::LIMIT_BYTES_MIN;
 use crate::store::seam::{Draft, Moment, Submission};
 
@@ -59,12 +61,12 @@ pub(super) struct Read {
 /// Reads a body of that type.
 pub(super) fn read(
     config: &Config,
-    by: &Arc<str>,
+    who: &Who,
     media: Media,
     body: &Bytes,
 ) -> Result<Read, Box<Refusal>> {
     let text = std::str::from_utf8(body).map_err(|error| not_text(body, error.valid_up_to()))?;
-    let mut intake = Intake::new(config, by, body);
+    let mut intake = Intake::new(config, who, body);
     let batch = match media {
         Media::Ndjson => {
             intake.lines(text)?;
@@ -111,6 +113,7 @@ fn wrong(pointer: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Wr
 
 struct Intake<'c> {
     config: &'c Config,
+    bearer: &'c Bearer,
     body: &'c Bytes,
     submission: Submission,
     /// Queues named so far, so that each is one string.
@@ -127,14 +130,16 @@ struct Intake<'c> {
 }
 
 impl<'c> Intake<'c> {
-    fn new(config: &'c Config, by: &Arc<str>, body: &'c Bytes) -> Self {
+    fn new(config: &'c Config, who: &'c Who, body: &'c Bytes) -> Self {
         // Room for jobs of middling size; fewer than there may be, so that a body's claim costs less than itself.
         let room = (body.len() / 256 + 1).min(config.limits.batch_jobs_max);
         Self {
             config,
+            bearer: &who.bearer,
             body,
             submission: Submission {
-                by: Arc::clone(by),
+                by: Arc::clone(&who.bearer.id),
+                from: Some(who.from),
                 classes: Vec::new(),
                 jobs: Vec::with_capacity(room),
                 key: None,
@@ -199,8 +204,8 @@ impl<'c> Intake<'c> {
     }
 
     fn refuse(&mut self, place: Place, wrong: &Wrong) {
-        // The gravest code speaks for the request: a type of job that is not allowed, then what is wrong.
-        if self.code.is_none() || wrong.code == Code::JobTypeNotAllowed {
+        // The gravest code speaks for the request: what is not allowed, then what is wrong.
+        if self.code.is_none() || wrong.code.status() == 403 {
             self.code = Some(wrong.code);
         }
         let (pointer, line) = match place {
@@ -293,13 +298,10 @@ impl<'c> Intake<'c> {
                 ));
             }
         };
-        allowed(self.config, kind).map_err(|detail| Wrong {
+        allowed(self.config, self.bearer, job.handler.as_deref()).map_err(|detail| Wrong {
             code: Code::JobTypeNotAllowed,
-            pointer: match kind {
-                Kind::Command => "/command".into(),
-                Kind::Handler => "/handler".into(),
-            },
-            detail: detail.into(),
+            pointer: pointer_of(kind).into(),
+            detail,
         })?;
         Ok(kind)
     }
@@ -389,12 +391,18 @@ impl<'c> Intake<'c> {
             Ok(place) => return Ok(Arc::clone(&self.queues[place])),
             Err(place) => place,
         };
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
+        if !is_queue(name) {
             return Err(wrong(
                 "/queue",
                 format!("must be 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_`, `.` or `:`"),
             ));
+        }
+        if !self.bearer.sees(name) {
+            return Err(Wrong {
+                code: Code::QueueNotAllowed,
+                pointer: "/queue".into(),
+                detail: not_for_queue(self.bearer, name),
+            });
         }
         let queue: Arc<str> = name.into();
         self.queues.insert(place, Arc::clone(&queue));
@@ -485,13 +493,46 @@ impl<'c> Intake<'c> {
     }
 }
 
-/// Whether this server takes that type of job.
-pub(super) fn allowed(config: &Config, kind: Kind) -> Result<(), &'static str> {
-    match kind {
-        Kind::Command if !config.allow_commands => Err("this server takes no commands"),
-        Kind::Handler if !config.allow_handlers => Err("this server takes no handlers"),
-        Kind::Command | Kind::Handler => Ok(()),
+/// Whether this server takes that type of job from that caller; a job without a handler is a command.
+pub(super) fn allowed(
+    config: &Config,
+    bearer: &Bearer,
+    handler: Option<&str>,
+) -> Result<(), String> {
+    for (who, allow) in [
+        ("this server", &config.allow),
+        ("with this access token the server", bearer.allow()),
+    ] {
+        match handler {
+            None if !allow.commands => return Err(format!("{who} takes no commands")),
+            Some(_) if allow.no_handlers() => return Err(format!("{who} takes no handlers")),
+            Some(name) if !allow.handler(name) => {
+                return Err(format!("{who} does not take this handler"));
+            }
+            None | Some(_) => {}
+        }
     }
+    Ok(())
+}
+
+/// Where a job says what type it is.
+pub(super) const fn pointer_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Command => "/command",
+        Kind::Handler => "/handler",
+    }
+}
+
+/// Whether a text is a queue's name.
+pub(super) fn is_queue(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits)
+}
+
+/// What is said of a queue the caller's token is not good for.
+pub(super) fn not_for_queue(bearer: &Bearer, queue: &str) -> String {
+    let ours = bearer.scope().unwrap_or_default().join(", ");
+    format!("the access token is not good for the queue {queue}; it is for {ours}")
 }
 
 /// Reads the items of an array into drafts, one at a time.

@@ -18,9 +18,10 @@ use prometheus_client::registry::Registry;
 
 use crate::dispatch::{Glance, WorkerStatus};
 use crate::http::body::Body;
-use crate::http::ops::{ask_glance, ask_workers, waits};
+use crate::http::ops::{self, ask_glance, ask_workers, waits};
 use crate::http::params::Params;
 use crate::http::problem::{Code, Refusal};
+use crate::http::route::Who;
 use crate::http::{Parts, asked};
 use crate::metrics::{Counter, Usage};
 
@@ -48,9 +49,11 @@ enum Rows {
 /// The endpoint.
 pub(super) async fn metrics(
     parts: &Parts,
+    who: &Who,
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
     Params::parse(head.uri.query(), &[])?;
+    ops::of_all_queues(who)?;
     let (glance, workers) = (ask_glance(parts), ask_workers(parts));
     let (mut glance, workers) = (asked(glance).await?, asked(workers).await?);
     glance.queues.sort_by(|a, b| a.name.cmp(&b.name));

@@ -44,6 +44,8 @@ pub(super) struct Conn {
     pub serial: u64,
     pub decoder: Decoder,
     pub phase: Phase,
+    /// The id of the access token it claims, proven or not.
+    pub token_id: Box<str>,
     /// When it is closed if nothing happens.
     pub deadline: Option<Time>,
     /// Bytes of an unfinished handshake counted against the bound of all of them.
@@ -89,6 +91,7 @@ impl Conn {
             serial,
             decoder: Decoder::new(),
             phase: Phase::Hello,
+            token_id: Box::default(),
             deadline: None,
             counted_bytes: 0,
             heard: now,

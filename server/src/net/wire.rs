@@ -19,10 +19,11 @@ use slab::Slab;
 
 use super::conn::{Conn, Got, Phase};
 use super::listener::{Accepted, accept};
-use super::peers::{Failures, Peers, Place};
+use super::peers::{Peers, Place};
 use super::pipe::Gate;
 use super::shakes::{Shakes, Turn};
-use super::{Arrival, BEAT_MS, FindVerifier, Needs, Net, Post, Status, Tell};
+use super::{Arrival, BEAT_MS, Needs, Net, Post, Status, Tell, UNPROVEN, Visit};
+use crate::auth::{Auth, Failures};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::mailbox::{Receiver, Wake};
@@ -71,7 +72,8 @@ pub(super) struct Wire {
     grace: Span,
     clock: Clock,
     identity: Identity,
-    find_verifier: FindVerifier,
+    auth: Arc<Auth>,
+    visits: Box<dyn Fn(Visit) + Send>,
     tell: Tell,
     output: output::Handle,
     tls: Option<Arc<Live>>,
@@ -121,7 +123,8 @@ impl Wire {
             grace: Span::from_millis(grace),
             clock: needs.clock,
             identity: needs.identity,
-            find_verifier: needs.find_verifier,
+            auth: needs.auth,
+            visits: needs.visits,
             tell: needs.tell,
             output: needs.output,
             tls: needs.tls,
@@ -399,19 +402,16 @@ impl Wire {
         let address = conn.peer.ip();
         match (std::mem::replace(&mut conn.phase, Phase::Hello), frame) {
             (Phase::Hello, Frame::Hello(hello)) => {
-                if self.failures.must_wait(address, now) {
-                    let message = "too many wrong tokens from this address, try again later";
-                    return self.refuse(place, RefuseCode::Busy, message.into(), now);
-                }
                 let mut random = [0; 32];
                 getrandom::fill(&mut random).expect("the kernel has random bytes");
-                let verifier = (self.find_verifier)(&hello.token_id);
+                let verifier = self.auth.verifier(&hello.token_id, self.clock.wall());
                 let tls = self.conn(place).and_then(|conn| conn.channel.binding());
                 let (identity, verifier) = (self.identity, verifier.as_ref());
                 match ServerHandshake::bound(identity, &hello, verifier, random, tls) {
                     Ok((handshake, challenge)) => {
                         let conn = self.conn(place).expect("it was there above");
                         conn.phase = Phase::Login(Box::new(handshake));
+                        conn.token_id = hello.token_id.into();
                         conn.decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
                         self.send(place, &Frame::Challenge(challenge));
                     }
@@ -421,15 +421,20 @@ impl Wire {
             (Phase::Login(handshake), Frame::Login(login)) => {
                 let role = handshake.role();
                 match handshake.login(&login) {
-                    Ok(()) => self.welcome(place, role, login, now),
-                    Err(error) => {
-                        if error.code == RefuseCode::Unauthorised {
+                    Ok(()) => self.admit(place, role, login, now),
+                    Err(error) if error.code == RefuseCode::Unauthorised => {
+                        self.status.unauthorised.add(1);
+                        if self.failures.add(address, now) {
                             tracing::warn!(peer = %address, "a worker's token was wrong");
-                            self.failures.add(address, now);
-                            self.status.unauthorised.add(1);
+                            self.visit(place, None, UNPROVEN);
+                            self.refuse(place, error.code, error.message, now);
+                        } else {
+                            let message =
+                                "too many wrong tokens from this address, try again later";
+                            self.refuse(place, RefuseCode::Busy, message.into(), now);
                         }
-                        self.refuse(place, error.code, error.message, now);
                     }
+                    Err(error) => self.refuse(place, error.code, error.message, now),
                 }
             }
             _ => {
@@ -439,17 +444,77 @@ impl Wire {
         }
     }
 
-    /// The peer has proven itself.
+    /// The peer has proven its token. Whether that is good for what it wants to be is another question.
+    fn admit(&mut self, place: Place, role: Role, login: Box<Login>, now: Time) {
+        let wall = self.clock.wall();
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let token_id = conn.token_id.clone();
+        let admitted = match role {
+            Role::Control => self.auth.admits(&token_id, &login, wall),
+            // What it may do was asked of its session.
+            Role::Output => Ok(()),
+        };
+        let name = || Some(login.name.as_str().into());
+        match admitted {
+            Ok(()) => {
+                if role == Role::Control {
+                    self.visit(place, name(), "");
+                }
+                self.welcome(place, role, login, now);
+            }
+            Err(why) => {
+                self.visit(place, name(), "not_admitted");
+                self.refuse(place, RefuseCode::Unauthorised, why, now);
+            }
+        }
+    }
+
+    /// Tells who came.
+    fn visit(&self, place: Place, worker: Option<Box<str>>, refused: &'static str) {
+        if let Some(conn) = self.conns.get(place.key) {
+            (self.visits)(Visit {
+                token: conn.token_id.clone(),
+                from: conn.peer.ip(),
+                worker,
+                refused,
+            });
+        }
+    }
+
+    /// Ends the sessions whose tokens are good for nothing any more.
+    fn expel(&mut self, now: Time) {
+        let wall = self.clock.wall();
+        let auth = &self.auth;
+        let gone: Vec<Place> = self
+            .peers
+            .sessions
+            .values()
+            .filter(|peer| !auth.holds(&peer.token_id, wall))
+            .map(|peer| peer.place)
+            .collect();
+        for place in gone {
+            let message = "the access token was revoked, or has expired";
+            self.refuse(place, RefuseCode::Unauthorised, message.into(), now);
+        }
+    }
+
+    /// The peer may be what it says it is.
     fn welcome(&mut self, place: Place, role: Role, login: Box<Login>, now: Time) {
+        let Some(token_id) = self.conn(place).map(|conn| conn.token_id.clone()) else {
+            return;
+        };
         let (session, phase, frame_bytes_max) = match role {
             Role::Control => {
-                let session = self.peers.join(place, &login);
+                let session = self.peers.join(place, &token_id, &login);
                 (session, Phase::Control(session), FRAME_BYTES_MAX)
             }
             Role::Output => {
-                let (Some(session), Some((pipe, old))) =
-                    (login.session, self.peers.open_pipe(place, &login))
-                else {
+                let (Some(session), Some((pipe, old))) = (
+                    login.session,
+                    self.peers.open_pipe(place, &token_id, &login),
+                ) else {
                     let message = "the session this pipe names is not this worker's, or has ended";
                     return self.refuse(place, RefuseCode::NoSession, message.into(), now);
                 };
@@ -521,6 +586,7 @@ impl Wire {
                     self.refuse(place, code, message, now);
                 }
             }
+            Post::TokensChanged => self.expel(now),
             Post::StopAccepting => {
                 if let Some(mut listener) = self.listener.take() {
                     drop(self.poll.registry().deregister(&mut listener));
@@ -545,6 +611,7 @@ impl Wire {
         }
         if self.beat_at <= now {
             self.beat_at = now + Span::from_millis(u64::from(BEAT_MS));
+            self.expel(now);
             self.beat(now);
         }
     }

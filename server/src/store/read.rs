@@ -12,10 +12,11 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use crate::store::page::{self, CLOCK_MARGIN_MS, Candidate, SCAN_MAX, Walk};
 use crate::store::seam::{
-    AttemptRecord, EndRecord, ListPage, ListQuery, Lookup, Read, Record, StoreError,
+    AttemptRecord, AuditPage, AuditQuery, EndRecord, ListPage, ListQuery, Lookup, Read, Record,
+    StoreError,
 };
 use crate::store::sqlite::{Fault, int, job_id, reason, state, steady_plans};
-use crate::store::{class, sql};
+use crate::store::{audit, class, sql};
 
 /// The reader of one thread.
 #[derive(Debug)]
@@ -331,6 +332,10 @@ impl Read for SqliteReader {
     fn list(&mut self, query: &ListQuery) -> Result<ListPage, StoreError> {
         page::check(query)?;
         self.ask(|reader| reader.page(query))
+    }
+
+    fn audit(&mut self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.ask(|reader| audit::page(&reader.db, query))
     }
 
     fn bodies(&mut self, jobs: &[JobId]) -> Result<Vec<(JobId, Bytes)>, StoreError> {

@@ -33,7 +33,7 @@ use crate::store::retention::Housekeeping;
 use crate::store::seam::{
     Batch, Commit, CommitError, KeyRecord, NewJob, Opening, Read, Store, StoreError, StoreErrorKind,
 };
-use crate::store::{class, load, read, sql};
+use crate::store::{audit, class, load, read, sql, tokens};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "hostler.db";
@@ -174,6 +174,8 @@ impl SqliteStore {
         for &job in commit.purges {
             self.db.prepare_cached(sql::PURGE)?.execute([job.raw()])?;
         }
+        tokens::change(&self.db, commit.tokens)?;
+        audit::insert(&self.db, commit.audit)?;
         if let Some(totals) = &commit.totals {
             self.db.prepare_cached(sql::METRICS)?.execute((
                 int(commit.stamp.wall.millis()),
@@ -807,14 +809,13 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
         );
         return Err(Fault::Refused(StoreErrorKind::OtherVersion, what));
     }
-    if !fresh && version < SCHEMA {
-        let what = format!(
-            "has schema version {version}, and this program works with version {SCHEMA} and cannot bring it there; go on \
-             with the hostler that made it, or give this one another data directory"
-        );
-        return Err(Fault::Refused(StoreErrorKind::OtherVersion, what));
+    if !fresh && version < 1 {
+        let what = "is a database of this program without a schema version: its first start did not come to its end; \
+                    give the server another data directory"
+            .to_owned();
+        return Err(Fault::Refused(StoreErrorKind::Corrupt, what));
     }
-    if !fresh && let Some(table) = other_form(db)? {
+    if !fresh && let Some(table) = other_form(db, version)? {
         let what = format!(
             "says schema version {version}, but its table {table} is not this program's of that version; go on with the \
              hostler that made it, or give this one another data directory"
@@ -841,20 +842,27 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
         let mut cluster = [0; 16];
         random(&mut cluster)?;
         db.execute_batch("BEGIN IMMEDIATE")?;
-        db.execute_batch(sql::INIT)?;
+        raise(db, 0)?;
         db.execute(sql::META_NEW, [cluster])?;
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
-        db.pragma_update(None, "user_version", SCHEMA)?;
+        db.execute_batch("COMMIT")?;
+    } else if version < SCHEMA {
+        tracing::info!(path = %path.display(), from = version, to = SCHEMA, "the database's schema is brought up to date");
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        raise(db, version)?;
         db.execute_batch("COMMIT")?;
     }
     Ok(())
 }
 
-/// A table of ours that is missing in the file, or is there in another form: then another build of this program made it.
-fn other_form(db: &Connection) -> Result<Option<&'static str>, Fault> {
+/// A table of that version that is missing in the file, or is there in another form: then another build of this program
+/// made it.
+fn other_form(db: &Connection, version: i32) -> Result<Option<&'static str>, Fault> {
+    let versions = usize::try_from(version).unwrap_or_default();
+    let steps = || sql::SCHEMAS.iter().take(versions);
     let mut find =
         db.prepare("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1")?;
-    for line in sql::INIT.lines() {
+    for line in steps().flat_map(|step| step.lines()) {
         let Some(name) = line
             .strip_prefix("CREATE TABLE ")
             .and_then(|rest| rest.split(' ').next())
@@ -862,11 +870,22 @@ fn other_form(db: &Connection) -> Result<Option<&'static str>, Fault> {
             continue;
         };
         let found: Option<String> = find.query_row([name], |row| row.get(0)).optional()?;
-        if found.is_none_or(|found| !sql::INIT.contains(&found)) {
+        if found.is_none_or(|found| !steps().any(|step| step.contains(&found))) {
             return Ok(Some(name));
         }
     }
     Ok(None)
+}
+
+/// Makes the schema this program knows from that version of it, within a transaction.
+fn raise(db: &Connection, version: i32) -> Result<(), Fault> {
+    let done = usize::try_from(version)
+        .map_err(|_negative| Fault::Garbled(format!("{version} is no schema version")))?;
+    for step in &sql::SCHEMAS[done..] {
+        db.execute_batch(step)?;
+    }
+    db.pragma_update(None, "user_version", SCHEMA)?;
+    Ok(())
 }
 
 /// What opening found.
@@ -929,6 +948,7 @@ fn read_opening(db: &Connection, epoch: Epoch, epoch_nonce: [u8; 16]) -> Result<
         classes: read_classes(db)?,
         stamp,
         last,
+        tokens: tokens::read(db)?,
     };
     let seq = db.query_row(sql::SEQ_LAST, [], |row| row.get(0))?;
     // Shares that retention dropped lie below the mark.

@@ -255,6 +255,7 @@ pub(crate) fn submission(count: usize) -> Submission {
     };
     Submission {
         by: "tok_1".into(),
+        from: None,
         classes: vec![ClassSpec {
             queue: "video".into(),
             kind: Kind::Command,
