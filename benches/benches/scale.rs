@@ -92,7 +92,8 @@ fn table(quick: bool) -> String {
             let first = *first.get_or_insert(ns);
             let of = |at: usize| format!("{:.0} ({:.2} ×)", ns[at], ns[at] / first[at]);
             let count = |at: usize| instructions[at].map_or("-".into(), |it| format!("{it:.0}"));
-            let bytes = if queued < 1_000_000 {
+            // What an earlier backlog left to the allocator is used again, and says nothing of this one.
+            let bytes = if queued < 1_000_000 || bytes < 1.0 {
                 "-".into()
             } else {
                 format!("{bytes:.1} B")

@@ -141,9 +141,8 @@ impl Worker {
         say(&mut stream, &Frame::Hello(hello))?;
         let mut decoder = Decoder::new();
         decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
-        let challenge = match hear(&mut stream, &mut decoder)? {
-            Frame::Challenge(challenge) => challenge,
-            other => bail!("no challenge, but {other:?}"),
+        let Frame::Challenge(challenge) = hear(&mut stream, &mut decoder)? else {
+            bail!("the server did not answer with a challenge");
         };
         let mut login = Login {
             proof: [0; 32],
@@ -165,10 +164,9 @@ impl Worker {
             .map_err(|error| anyhow::anyhow!("the handshake failed: {error:?}"))?;
         say(&mut stream, &Frame::Login(Box::new(login)))?;
         decoder.accept_up_to(FRAME_BYTES_MAX);
-        match hear(&mut stream, &mut decoder)? {
-            Frame::Welcome(_) => {}
-            other => bail!("no welcome, but {other:?}"),
-        }
+        let heard = hear(&mut stream, &mut decoder)?;
+        let is_welcome = matches!(heard, Frame::Welcome(_));
+        ensure!(is_welcome, "no welcome, but {heard:?}");
         stream.set_nonblocking(true)?;
         Ok(Self { stream })
     }

@@ -5,7 +5,8 @@
 //! should.
 //!
 //! - What users measure with, as `hostler bench`: [`throughput`], [`latency`], [`process`], [`backlog`], [`logs`],
-//!   [`connections`], [`mixed`]. Each has a `Plan` (its options) and a `measure` that makes a [`report`]; [`html`] draws it.
+//!   [`connections`], [`mixed`]. Each has a `Plan` (its options) and a `measure` that makes a [`report`]; [`html`] draws
+//!   it.
 //! - What they are made of: [`system`] starts servers and workers or takes one that runs, [`http`] is a closed loop of
 //!   requests, [`paced`] an open one, [`load`] jobs through it, [`watch`] looks on, [`check`] judges the end,
 //!   [`environment`] says where.
