@@ -448,6 +448,16 @@ pub(crate) fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
+/// The time of day, in µs, of `2026-01-31T12:34:56.123456Z`.
+fn time_of_day_us(timestamp: &str) -> Option<u64> {
+    let time = timestamp.split_once('T')?.1.trim_end_matches('Z');
+    let (seconds, fraction) = time.split_once('.')?;
+    let seconds = seconds
+        .split(':')
+        .try_fold(0, |sum, part| Some(sum * 60 + part.parse::<u64>().ok()?))?;
+    Some(seconds * 1_000_000 + fraction.parse::<u64>().ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,14 +469,4 @@ mod tests {
         let error = System::running(&stranger.to_string(), None).unwrap_err();
         assert!(error.to_string().contains("no Hostler server"), "{error}");
     }
-}
-
-/// The time of day, in µs, of `2026-01-31T12:34:56.123456Z`.
-fn time_of_day_us(timestamp: &str) -> Option<u64> {
-    let time = timestamp.split_once('T')?.1.trim_end_matches('Z');
-    let (seconds, fraction) = time.split_once('.')?;
-    let seconds = seconds
-        .split(':')
-        .try_fold(0, |sum, part| Some(sum * 60 + part.parse::<u64>().ok()?))?;
-    Some(seconds * 1_000_000 + fraction.parse::<u64>().ok()?)
 }

@@ -4,6 +4,7 @@
     unsafe_code,
     reason = "an allocator that counts, and leaves the work to the system's"
 )]
+#![expect(clippy::unwrap_used, reason = "this is a test, helpers and all")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use hostler_server::auth::Auth;
 use hostler_server::clock::Clock;
 use hostler_server::net::{self, Arrival, Needs, Post};
 use hostler_server::output::{self, Options};
@@ -24,7 +25,7 @@ use hostler_tls::{Channel, ChannelError, ClientFiles, Live, Port, ServerFiles, S
 use hostler_wire::SessionId;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{Frame, Login, Probe, RefuseCode, Role};
-use hostler_wire::handshake::{ClientHandshake, Identity, Verifier};
+use hostler_wire::handshake::{ClientHandshake, Identity};
 use hostler_wire::limits::FRAME_BYTES_MAX;
 use hostler_wire::token::Token;
 
@@ -67,7 +68,8 @@ impl Trial {
                 epoch: hostler_wire::Epoch::new(3),
                 epoch_nonce: [2; 16],
             },
-            find_verifier: Arc::new(|id| (id == token().id).then(|| Verifier::new(&token()))),
+            auth: Arc::new(Auth::new(None, &token())),
+            visits: Box::new(drop),
             tell: Box::new(move |batch| {
                 for arrival in batch.drain(..) {
                     drop(sender.send(arrival)); // the test may be over

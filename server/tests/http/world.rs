@@ -99,7 +99,6 @@ impl World {
             writer: handles.0,
             reader: handles.1,
             dispatch: handles.2,
-            net: net::Handle::new(mailbox(&Wake::parking()).0),
             output: handles.3,
             net: handles.4,
             auth: Arc::clone(&auth),

@@ -140,8 +140,10 @@ fn millicpus(text: &str) -> Result<u32, String> {
     if !digits(whole) || !digits(part) || part.len() > 3 {
         return Err(wrong());
     }
-    let whole: u32 = whole.parse().map_err(|_| wrong())?;
-    let part: u32 = format!("{part:0<3}").parse().map_err(|_| wrong())?;
+    let whole: u32 = whole.parse().map_err(|_no_number| wrong())?;
+    let part: u32 = format!("{part:0<3}")
+        .parse()
+        .map_err(|_no_number| wrong())?;
     let all = whole
         .checked_mul(1_000)
         .and_then(|all| all.checked_add(part));
