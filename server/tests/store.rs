@@ -2040,7 +2040,8 @@ fn a_note_waits_for_a_commit_or_a_second_and_a_token_for_neither() {
     let mut desk = Desk::new();
     desk.accept(1);
     let entry = AuditEntry {
-        at: WallTime::from_millis(WALL_MS),
+        // Not older than what is kept.
+        at: Clock::resume(None).wall(),
         token: "".into(),
         from: None,
         action: "access".into(),
@@ -2095,25 +2096,67 @@ fn a_newer_schema_is_refused_with_both_versions() {
     );
 }
 
+/// What makes a database of version 2 one of version 1, as the build before it left it.
+const BACK_TO_1: &str = "DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1";
+
 #[test]
-fn an_older_schema_and_another_builds_form_of_ours_are_refused_at_the_start_and_left_alone() {
+fn a_database_of_version_1_is_raised_once_and_keeps_its_jobs() {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    t.submit(3);
+    t.store.close().unwrap();
+    ground.database().execute_batch(BACK_TO_1).unwrap();
+    for start in 0..2 {
+        let mut store = ground.sqlite();
+        store.load(&mut |_| {}).unwrap();
+        assert_eq!(store.opening().tokens, []);
+        let mut read = store.reader().unwrap();
+        for job in 1..=3 {
+            let found = read.job(id(job)).unwrap();
+            assert!(matches!(found, Lookup::Found(_)), "start {start}: {job}");
+        }
+        assert_eq!(read.audit(&AuditQuery::default()).unwrap().entries, []);
+        let version = ground
+            .database()
+            .pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+        assert_eq!(version.unwrap(), 2);
+        Box::new(store).close().unwrap();
+    }
+}
+
+#[test]
+fn another_schema_of_ours_or_another_builds_form_is_refused_at_the_start_and_left_alone() {
     let ground = Directory::new();
     drop(ground.sqlite());
+    let schema = || {
+        let db = ground.database();
+        let mut rows = db.prepare("SELECT sql FROM sqlite_schema").unwrap();
+        let all = rows.query_map([], |row| row.get::<_, Option<String>>(0));
+        let version = db.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+        let all: Vec<_> = all.unwrap().map(Result::unwrap).collect();
+        (version.unwrap(), all)
+    };
     let refused = |change: &str| {
         ground.database().execute_batch(change).unwrap();
+        let before = schema();
         let error = SqliteStore::open(&ground.path()).unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::OtherVersion);
+        assert_eq!(error.kind, StoreErrorKind::OtherVersion, "{change}");
+        assert_eq!(schema(), before, "{change}: it was changed");
         error.message
     };
-    let older = refused("PRAGMA user_version = 1");
-    assert!(
-        older.contains("version 1,") && older.contains("version 2 "),
-        "{older}"
-    );
-    let other = refused("PRAGMA user_version = 2; ALTER TABLE ends ADD COLUMN colour TEXT");
-    assert!(other.contains("table ends"), "{other}");
-    let other = refused("ALTER TABLE ends DROP COLUMN colour; DROP TABLE marks");
-    assert!(other.contains("table "), "{other}");
+    for none in [0, -1] {
+        let told = refused(&format!("PRAGMA user_version = {none}"));
+        assert!(told.contains(&format!("schema version {none}")), "{told}");
+    }
+    // It says 1 and has tables of 2; it says 1 and lacks one of 1; it has a column that nobody knows.
+    let told = refused("PRAGMA user_version = 1");
+    assert!(told.contains("table tokens"), "{told}");
+    let told = refused("ALTER TABLE ends ADD COLUMN colour TEXT; PRAGMA user_version = 2");
+    assert!(told.contains("table ends"), "{told}");
+    let told = refused("ALTER TABLE ends DROP COLUMN colour; DROP TABLE marks");
+    assert!(told.contains("table "), "{told}");
+    let told = refused(BACK_TO_1);
+    assert!(told.contains("version 1, but its table "), "{told}");
 }
 
 #[test]
