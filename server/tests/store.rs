@@ -18,6 +18,7 @@ use hostler_server::clock::{Clock, Readings, Stamp};
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
+use hostler_server::store::depth::LiveJobs;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
 use hostler_server::store::reader;
 use hostler_server::store::seam::{
@@ -288,6 +289,7 @@ impl Trial {
     fn ended(&self, job: u64, attempt: u16, state: JobState, reason: Reason) -> Fact {
         Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state,
             reason,
             fence: (attempt > 0).then(|| self.fence(job, attempt)),
@@ -1077,6 +1079,7 @@ impl World<'_> {
         };
         self.facts.push(Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state,
             reason: Reason::None,
             fence: model.running.map(|running| running.fence),
@@ -1324,7 +1327,7 @@ impl Desk {
             health: Arc::clone(&desk.health),
             counters: Arc::clone(&desk.counters),
             clock,
-            live: 0,
+            live: LiveJobs::default(),
             durability: Durability::Fsync,
             limits,
         };
@@ -1346,6 +1349,7 @@ impl Desk {
     fn ended(&self, job: u64) -> Fact {
         Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state: JobState::Cancelled,
             reason: Reason::CancelledByUser,
             fence: None,
@@ -1510,7 +1514,7 @@ fn in_given_time(disk: &Disk, readings: &'static Readings) -> (Writer, writer::H
         fatal: Box::new(|_| ()),
         health: Arc::default(),
         counters: Arc::default(),
-        live: 0,
+        live: LiveJobs::default(),
         durability: Durability::Fsync,
         limits: Limits::default(),
     });
@@ -1688,6 +1692,51 @@ fn limits_are_met_exactly() {
     ));
     desk.disk.release();
     assert!(first.blocking_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_queues_limit_is_exact_however_many_submit_at_once_and_ends_make_room() {
+    let limits = Limits {
+        queue_jobs_max: Some(100),
+        ..Limits::default()
+    };
+    let desk = Desk::with(&Disk::new(7), limits);
+    let to = |queue: &str, count: usize| {
+        let mut submission = submission(count);
+        for class in &mut submission.classes {
+            class.queue = queue.into();
+        }
+        submission
+    };
+    let (accepted, full) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(|| {
+                let answers: Vec<_> = (0..40).map(|_| desk.handle.submit(to("a", 1))).collect();
+                for answer in answers {
+                    match answer.unwrap().blocking_recv().unwrap() {
+                        Ok(_) => accepted.fetch_add(1, Ordering::Relaxed),
+                        Err(SubmitError::QueueFull { queue, max: 100 }) if &*queue == "a" => {
+                            full.fetch_add(1, Ordering::Relaxed)
+                        }
+                        Err(other) => panic!("{other:?}"),
+                    };
+                }
+            });
+        }
+    });
+    let counts = [accepted, full].map(AtomicUsize::into_inner);
+    assert_eq!(counts, [100, 220]);
+    // Another queue has its own; a batch is taken whole or not at all.
+    let ask = |queue: &str, count| desk.submit(to(queue, count)).blocking_recv().unwrap();
+    assert!(matches!(ask("b", 101), Err(SubmitError::QueueFull { .. })));
+    assert!(ask("b", 100).is_ok());
+    // Each end makes room for one.
+    desk.handle.facts(vec![desk.ended(1), desk.ended(2)], 1);
+    while !matches!(desk.notices.recv(), Ok(Notice::Committed { through: 1 })) {}
+    assert!(matches!(ask("a", 3), Err(SubmitError::QueueFull { .. })));
+    assert!(ask("a", 2).is_ok());
+    assert!(matches!(ask("a", 1), Err(SubmitError::QueueFull { .. })));
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn each_role_does_its_own_on_the_command_line_and_the_rest_is_code_4() {
     let id = id.to_string();
     let commands: [(&str, &[&str]); 6] = [
         ("read", &["list"]),
-        ("read", &["show", &id]),
+        ("read", &["status", &id]),
         ("submit", &["submit", "--", "true"]),
         ("submit", &["retry", &id]),
         ("admin", &["token", "list"]),
@@ -151,7 +151,7 @@ fn a_scoped_token_sees_and_fills_its_queues_only() {
     let listed = with(&cluster, &secret, &["list", "-o", "id"]).expect_code(0);
     assert_eq!(listed.stdout.trim(), ours);
     // Another queue's job looks like one that never was.
-    for command in ["show", "cancel", "retry"] {
+    for command in ["status", "cancel", "retry"] {
         let end = with(&cluster, &secret, &[command, &theirs.to_string()]);
         assert_eq!(end.code, 3, "{command}: {}", end.stderr);
     }

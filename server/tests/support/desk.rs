@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started, WorkerFact};
-use hostler_engine::spec::{ClassSpec, Kind, Retry};
-use hostler_engine::{Fact, Time, WallTime};
+use hostler_engine::spec::{ClassId, ClassSpec, Kind, Retry};
+use hostler_engine::{Fact, Time};
 use hostler_server::auth::{TokenChange, TokenRecord};
 use hostler_server::clock::Clock;
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
+use hostler_server::store::depth::LiveJobs;
 use hostler_server::store::seam::{AuditEntry, Draft, Store, StoreError, Submission};
 use hostler_server::store::sqlite::SqliteStore;
 use hostler_server::store::writer::{self, Accepted, Counters, JobLanes, Notice, SubmitError};
@@ -68,7 +69,7 @@ impl Desk {
                 health: told_health,
                 counters: Arc::<Counters>::default(),
                 clock,
-                live: 0,
+                live: LiveJobs::default(),
                 durability,
                 limits: Limits::default(),
             });
@@ -104,7 +105,7 @@ impl Desk {
     /// A new access token, durable.
     pub(crate) fn make_token(&self, record: &TokenRecord) {
         let entry = AuditEntry {
-            at: WallTime::from_millis(5),
+            at: self.clock.wall(),
             token: "".into(),
             from: None,
             action: "token_create".into(),
@@ -207,6 +208,7 @@ impl Desk {
         let fence = self.attempts.contains_key(&job).then(|| self.fence(job));
         Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state,
             reason: if state == JobState::Failed {
                 Reason::ExitCode
