@@ -420,16 +420,22 @@ impl Stranger {
         let mut it = Self { stream, decoder };
         let (handshake, hello) = ClientHandshake::new(&token, Role::Control, [5; 32]);
         it.say(&Frame::Hello(hello));
-        let challenge = it.hear(|frame| match frame {
-            Frame::Challenge(challenge) => Some(challenge),
-            _ => None,
+        let challenge = it.hear(|frame| {
+            if let Frame::Challenge(challenge) = frame {
+                Some(challenge)
+            } else {
+                None
+            }
         });
         let mut login = login;
         handshake.login(&challenge, &mut login).unwrap();
         it.say(&Frame::Login(Box::new(login)));
-        let resumed = it.hear(|frame| match frame {
-            Frame::Resumed(resumed) => Some(resumed),
-            _ => None,
+        let resumed = it.hear(|frame| {
+            if let Frame::Resumed(resumed) = frame {
+                Some(resumed)
+            } else {
+                None
+            }
         });
         (it, resumed)
     }
@@ -469,9 +475,12 @@ impl Stranger {
                 detail: None,
             }],
         }));
-        self.hear(|frame| match frame {
-            Frame::Ack(ack) => (ack.through >= number).then_some(()),
-            _ => None,
+        self.hear(|frame| {
+            if let Frame::Ack(ack) = frame {
+                (ack.through >= number).then_some(())
+            } else {
+                None
+            }
         });
     }
 }
@@ -513,9 +522,12 @@ fn a_report_sent_again_or_of_anothers_attempt_is_acknowledged_and_changes_nothin
     cluster.await_state(running, "running");
     let mine = cluster.submit(&json!({"command": ["true"], "queue": "mine"}));
     let (mut stranger, _) = Stranger::join(&cluster, login("stranger", "mine"));
-    let given = stranger.hear(|frame| match frame {
-        Frame::Assign(assign) => assign.jobs.first().map(|job| job.fence),
-        _ => None,
+    let given = stranger.hear(|frame| {
+        if let Frame::Assign(assign) = frame {
+            assign.jobs.first().map(|job| job.fence)
+        } else {
+            None
+        }
     });
     assert_eq!(given, fence(mine, 1));
     // What it runs itself ends once, however often and in whatever way it says so.
