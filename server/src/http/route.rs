@@ -143,6 +143,8 @@ async fn admitted(
     let who = who(parts, from, head)?;
     *told = Some(who.clone());
     let Some(asked) = asked else {
+        // Who may nothing here is not told which paths there are.
+        who.bearer.may(Right::Read)?;
         return Err(Refusal::new(
             Code::NotFound,
             "there is nothing at this path; jobs are at /jobs, /jobs/ID and /jobs/ID/logs",
