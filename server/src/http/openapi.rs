@@ -125,7 +125,7 @@ fn flag(name: &str, description: &str) -> Value {
     query(
         name,
         description,
-        json!({"enum": ["0", "1", "true", "false"]}),
+        json!({"enum": ["0", "1", "true", "false", ""]}),
     )
 }
 
