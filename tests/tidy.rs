@@ -23,7 +23,7 @@ const LINE_CHARS_MAX: usize = 120;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("engine", &["hostler-wire"]),
-    ("tls", &[]),
+    ("wire/tls", &[]),
     ("server", &["hostler-wire", "hostler-engine", "hostler-tls"]),
     ("worker", &["hostler-wire", "hostler-tls"]),
     (

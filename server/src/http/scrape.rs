@@ -12,7 +12,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::request;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -399,13 +399,19 @@ impl Collector for Metrics {
                 Rows::Counter(rows) => (MetricType::Counter, rows),
                 Rows::Gauge(rows) => (MetricType::Gauge, rows),
             };
+            let encode = |row: MetricEncoder<'_>, value: f64| match metric.rows {
+                Rows::Counter(_) => ConstCounter::new(value).encode(row),
+                Rows::Gauge(_) => ConstGauge::new(value).encode(row),
+            };
             let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+            if let [(labels, value)] = &rows[..]
+                && labels.is_empty()
+            {
+                encode(family, *value)?;
+                continue;
+            }
             for (labels, value) in rows {
-                let row = family.encode_family(labels)?;
-                match metric.rows {
-                    Rows::Counter(_) => ConstCounter::new(*value).encode(row)?,
-                    Rows::Gauge(_) => ConstGauge::new(*value).encode(row)?,
-                }
+                encode(family.encode_family(labels)?, *value)?;
             }
         }
         Ok(())
