@@ -83,6 +83,7 @@ const SUBMITS: &[Code] = &[
     Code::JobTypeNotAllowed,
     Code::KeyReused,
     Code::TooManyJobs,
+    Code::QueueFull,
     Code::IntakeFull,
     Code::StoreUnavailable,
     Code::CommitUnknown,
