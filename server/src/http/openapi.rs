@@ -147,7 +147,7 @@ fn limit(most: usize) -> Value {
 }
 
 fn cursor() -> Value {
-    let schema = json!({"type": "integer", "minimum": 0, "maximum": i64::MAX});
+    let schema = json!({"type": "integer", "minimum": 0, "maximum": u64::MAX});
     query("cursor", "`next_cursor` of the page before", schema)
 }
 
