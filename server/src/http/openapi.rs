@@ -88,6 +88,14 @@ const SUBMITS: &[Code] = &[
     Code::CommitUnknown,
 ];
 
+/// Status, what it means, media types and their shapes, names of headers.
+type Answer = (
+    u16,
+    &'static str,
+    Vec<(&'static str, Value)>,
+    &'static [&'static str],
+);
+
 /// One method of one path.
 struct Operation {
     method: &'static str,
@@ -95,12 +103,7 @@ struct Operation {
     summary: &'static str,
     parameters: Vec<Value>,
     body: Option<Value>,
-    /// Status, what it means, media types and their shapes, names of headers.
-    answers: Vec<(
-        u16,
-        &'static str,
-        Vec<(&'static str, Value)>,
-        &'static [&'static str],
+    answers: Vec<Answer>,        &'static [&'static str],
     )>,
     codes: Vec<&'static [Code]>,
 }
