@@ -103,8 +103,7 @@ struct Operation {
     summary: &'static str,
     parameters: Vec<Value>,
     body: Option<Value>,
-    answers: Vec<Answer>,        &'static [&'static str],
-    )>,
+    answers: Vec<Answer>,
     codes: Vec<&'static [Code]>,
 }
 
