@@ -89,6 +89,14 @@ const SUBMITS: &[Code] = &[
     Code::CommitUnknown,
 ];
 
+/// Status, what it means, media types and their shapes, names of headers.
+type Answer = (
+    u16,
+    &'static str,
+    Vec<(&'static str, Value)>,
+    &'static [&'static str],
+);
+
 /// One method of one path.
 struct Operation {
     method: &'static str,
@@ -96,13 +104,7 @@ struct Operation {
     summary: &'static str,
     parameters: Vec<Value>,
     body: Option<Value>,
-    /// Status, what it means, media types and their shapes, names of headers.
-    answers: Vec<(
-        u16,
-        &'static str,
-        Vec<(&'static str, Value)>,
-        &'static [&'static str],
-    )>,
+    answers: Vec<Answer>,
     codes: Vec<&'static [Code]>,
 }
 
@@ -148,7 +150,7 @@ fn limit(most: usize) -> Value {
 }
 
 fn cursor() -> Value {
-    let schema = json!({"type": "integer", "minimum": 0, "maximum": i64::MAX});
+    let schema = json!({"type": "integer", "minimum": 0, "maximum": u64::MAX});
     query("cursor", "`next_cursor` of the page before", schema)
 }
 
