@@ -12,12 +12,12 @@
 //!
 //! Not here: the socket (`pipe`), the files (`spill`), the job's own output limit and its gap (the server's).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use hostler_wire::Fence;
+use hostler_wire::{Epoch, Fence, mutation};
 use hostler_wire::frame::{
     Chunk, Frame, Logs, OutputAck, OutputEnd, OutputStart, Overflow, Stream,
 };
@@ -76,6 +76,8 @@ pub struct Spool {
     outputs: HashMap<Fence, Output>,
     /// What becomes of the output of attempts that run, printed or not.
     running: HashMap<Fence, Logs>,
+    /// Attempts that run, of which nobody wants to hear.
+    unwanted: HashSet<Fence>,
     /// Attempts that have something to send, in the order of their turns.
     ready: VecDeque<Fence>,
     /// Attempts that have ended, in order; those forgotten meanwhile stand here too.
@@ -144,6 +146,7 @@ impl Spool {
             limits,
             outputs: HashMap::new(),
             running: HashMap::new(),
+            unwanted: HashSet::new(),
             ready: VecDeque::new(),
             ended: VecDeque::new(),
             memory_bytes: 0,
@@ -169,6 +172,9 @@ impl Spool {
         bytes: &[u8],
         insist: bool,
     ) {
+        if self.unwanted.contains(&fence) {
+            return;
+        }
         let mut offset = offset;
         for part in bytes.chunks(CHUNK_BYTES_MAX) {
             self.push_part(fence, (stream, offset, at_ms), part, insist);
@@ -185,7 +191,8 @@ impl Spool {
         insist: bool,
     ) {
         let logs = self.running.get(&fence).copied();
-        let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block);
+        let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block)
+            && !mutation::is("output of a waiting job dropped");
         let mut insist = insist;
         let mut share = true;
         loop {
@@ -256,9 +263,12 @@ impl Spool {
     /// There will be no more of this attempt. One that never printed has no output: its report says so, and neither a
     /// socket nor a sync is spent on it.
     pub fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
+        if self.unwanted.remove(&fence) {
+            return;
+        }
         if stdout_bytes == 0 && stderr_bytes == 0 {
             self.running.remove(&fence);
-            return self.forget(fence);
+            return self.discard(fence);
         }
         self.close_tails(fence);
         let logs = self.running.remove(&fence);
@@ -283,12 +293,26 @@ impl Spool {
             && let Some(oldest) = self.ended.pop_front()
         {
             tracing::warn!(%oldest, limit = OUTPUTS_MAX, "too much unsent output: forgetting the oldest attempt's");
-            self.forget(oldest);
+            self.discard(oldest);
         }
     }
 
-    /// Nobody wants it any more.
+    /// Nobody wants it any more, nor what is still printed.
     pub fn forget(&mut self, fence: Fence) {
+        if self.running.remove(&fence).is_some() {
+            self.unwanted.insert(fence);
+        }
+        self.discard(fence);
+    }
+
+    /// The same for every attempt of that start of the server and of later ones.
+    pub fn forget_since(&mut self, epoch: Epoch) {
+        let all = self.outputs.keys().chain(self.running.keys());
+        let fences: Vec<Fence> = all.copied().filter(|fence| fence.epoch >= epoch).collect();
+        fences.into_iter().for_each(|fence| self.forget(fence));
+    }
+
+    fn discard(&mut self, fence: Fence) {
         let Some(mut output) = self.outputs.remove(&fence) else {
             return;
         };
@@ -309,6 +333,9 @@ impl Spool {
 
     /// A new connection: what was not acknowledged is sent again.
     pub fn rewind(&mut self) {
+        if mutation::is("output sent on from where it was sent to") {
+            return;
+        }
         let mut fences: Vec<Fence> = self.outputs.keys().copied().collect();
         fences.sort_unstable();
         for output in self.outputs.values_mut() {
@@ -338,7 +365,7 @@ impl Spool {
                 Err(error) => {
                     // A file cannot be read back: what is left of it is lost, which the missing bytes will say.
                     tracing::error!(%fence, %error, "spooled output cannot be read");
-                    self.forget(fence);
+                    self.discard(fence);
                 }
             }
         }
@@ -351,7 +378,7 @@ impl Spool {
             return;
         };
         if ack.ended && output.end.is_some() {
-            return self.forget(ack.fence);
+            return self.discard(ack.fence);
         }
         for (track, through) in [
             (&mut output.stdout, ack.stdout_through),
@@ -487,7 +514,9 @@ impl Spool {
             return false;
         };
         track.over.take_if(|over| *over == piece.offset);
-        output.dropped_bytes += piece.data.len() as u64;
+        if !mutation::is("gap in the output not counted") {
+            output.dropped_bytes += piece.data.len() as u64;
+        }
         let (memory, file) = piece.data.discard(&mut self.spill);
         output.memory_bytes -= memory;
         self.memory_bytes -= memory;
@@ -708,7 +737,7 @@ impl Data {
 #[expect(clippy::cast_possible_truncation, reason = "below 251")]
 mod tests {
     use hostler_wire::frame::LogsMode;
-    use hostler_wire::{Attempt, Epoch, JobId};
+    use hostler_wire::{Attempt, JobId};
     use proptest::prelude::*;
 
     use super::*;
@@ -979,6 +1008,32 @@ mod tests {
             }
         }
         assert_eq!(bytes, 200 * 100);
+    }
+
+    #[test]
+    fn what_nobody_wants_is_not_sent_though_it_is_still_printed() {
+        let mut spool = spool(1_000, 0);
+        let other = Fence {
+            epoch: Epoch::new(2),
+            ..fence(2)
+        };
+        for fence in [fence(1), other] {
+            spool.begin(fence, logs(100));
+            spool.push(fence, Stream::Stdout, 0, 0, b"before", false);
+        }
+        spool.forget_since(Epoch::new(2));
+        spool.push(other, Stream::Stdout, 6, 0, b"after", false);
+        assert_eq!(sent(&mut spool), ("before".to_owned(), None));
+        spool.close(other, 11, 0);
+        assert_eq!(sent(&mut spool).1, None);
+        // A namesake is another attempt.
+        spool.begin(other, logs(100));
+        spool.push(other, Stream::Stdout, 0, 0, b"its own", false);
+        spool.close(other, 7, 0);
+        assert!(sent(&mut spool).1.is_some());
+        spool.forget(other);
+        spool.forget(fence(1));
+        assert!(is_empty(&spool));
     }
 
     #[test]
