@@ -12,7 +12,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Longest line of text or code, in characters.
 const LINE_CHARS_MAX: usize = 120;
@@ -21,12 +23,14 @@ const LINE_CHARS_MAX: usize = 120;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("engine", &["hostler-wire"]),
-    ("server", &["hostler-wire", "hostler-engine"]),
-    ("worker", &["hostler-wire"]),
+    ("tls", &[]),
+    ("server", &["hostler-wire", "hostler-engine", "hostler-tls"]),
+    ("worker", &["hostler-wire", "hostler-tls"]),
     (
         "cli",
         &[
             "hostler-wire",
+            "hostler-tls",
             "hostler-server",
             "hostler-worker",
             "hostler-benches",
@@ -423,6 +427,23 @@ fn no_line_is_too_long_to_read() {
         }
     }
     expect_none("lines have 120 characters at most", &breaches);
+}
+
+#[test]
+fn who_knows_the_protocols_page_alone_can_speak_it() {
+    let page = root().join("wire/PROTOCOL.md");
+    let reader = root().join("tests/protocol.py");
+    let output = match Command::new("python3").args([reader, page]).output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return eprintln!("SKIPPED: python3 is missing, the second reader was not run");
+        }
+        Err(error) => panic!("python3: {error}"),
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with("blocks read\n"), "{said}");
 }
 
 #[test]

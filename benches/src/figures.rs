@@ -1,171 +1,243 @@
-//! The figures: each against its reference, in the same run, alternating, so that a busy moment of the machine hits
-//! both.
+//! The table that the project measures itself by, but for other systems (`peers`) and the bare engine (a micro bench):
+//! each figure against its reference, in the same run, alternating, so that a busy moment of the machine hits both.
 
-use std::path::Path;
-use std::time::Duration;
+use anyhow::Result;
 
-use anyhow::{Result, ensure};
-use hdrhistogram::Histogram;
-
-use crate::clock::Moment;
-use crate::http;
-use crate::load::{Load, per_second};
-use crate::report::Figure;
-use crate::system::{Counts, System};
-use crate::{append, responder, spawn};
+use crate::check::Book;
+use crate::load::{Load, cpu_us, per_second};
+use crate::report::{Figure, Report, median, rounded, us};
+use crate::system::{Setup, Source};
+use crate::{append, backlog, http, latency, process, responder};
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// No-op jobs in arrays.
-    pub array_jobs: u64,
-    /// Single requests.
-    pub single_jobs: u64,
-    /// Processes.
-    pub process_jobs: u64,
-    /// One at a time.
-    pub idle_jobs: u32,
-    /// Runs whose median is told.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Plan {
+    /// Runs whose median is told
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub runs: u32,
+    /// No-op jobs in arrays
+    #[arg(long, value_name = "N", default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub array_jobs: u64,
+    /// Single requests
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub single_jobs: u64,
+    /// Processes
+    #[arg(long, value_name = "N", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub process_jobs: u64,
+    /// Jobs one at a time
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub idle_jobs: u32,
+    /// Jobs queued while the server is killed
+    #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..=50_000_000))]
+    pub backlog_jobs: u64,
 }
 
-/// Connections of the arrays.
+/// CPU time of the server a no-op job in the experiment the design was drawn from, in microseconds.
+const SPIKE_CPU_US: f64 = 0.99;
+/// Connections of the arrays, and of the single requests.
 const ARRAY_CONNECTIONS: usize = 16;
-/// Connections of the single requests.
 const SINGLE_CONNECTIONS: usize = 64;
-/// Slots of the worker, and processes in flight of its reference.
-const SLOTS: u32 = 2;
 
-/// Durable no-op jobs through arrays of 100, until all have ended.
-pub fn arrays(binary: &Path, sizes: &Sizes) -> Result<Figure> {
-    let mut figure = Figure::new("no-op jobs, arrays of 100", "jobs/s", "");
-    for _ in 0..sizes.runs {
-        let load = Load::noop(sizes.array_jobs, 100, ARRAY_CONNECTIONS);
-        measure(binary, &load, &mut figure)?;
-    }
-    Ok(figure)
+/// A row of the table.
+#[derive(Clone, Debug)]
+pub struct Row {
+    what: &'static str,
+    reference: &'static str,
+    at_least: &'static str,
+    aim: &'static str,
+    /// What stands beside those two.
+    ratio: String,
+    figure: Figure,
+    command: String,
 }
 
-/// Durable no-op jobs, each a request, beside the same requests to a server that does nothing.
-pub fn singles(binary: &Path, sizes: &Sizes) -> Result<Figure> {
-    let mut figure = Figure::new("no-op jobs, single requests", "jobs/s", "answered at once");
-    let addr = responder::start()?;
-    for _ in 0..sizes.runs {
-        let load = Load::noop(sizes.single_jobs, 1, SINGLE_CONNECTIONS);
-        measure(binary, &load, &mut figure)?;
-        let bytes = http::request("POST", "/jobs", Some("x"), load.job.as_bytes());
+/// All rows that need no other system.
+pub fn rows(source: &Source, plan: &Plan) -> Result<Vec<Row>> {
+    let mut rows = arrays_and_singles(source, plan)?;
+    rows.push(processes(source, plan)?);
+    rows.push(idle(source, plan)?);
+    rows.extend(restart(source, plan)?);
+    Ok(rows)
+}
+
+fn arrays_and_singles(source: &Source, plan: &Plan) -> Result<Vec<Row>> {
+    let mut arrays = Figure::new("", "jobs/s", "");
+    let mut cpu = Figure::new("", "µs", "");
+    let mut singles = Figure::new("", "jobs/s", "");
+    let instant = responder::start()?;
+    for _ in 0..plan.runs {
+        let mut quiet = |_: &str, _, _| {};
+        let load = Load::noop(plan.array_jobs, 100, ARRAY_CONNECTIONS, 100);
+        let system = source.system(&Setup::PLAIN)?;
+        let mut book = Book::default();
+        let done = load.run(&system, &mut book, &mut quiet)?;
+        book.check(&system)?;
+        arrays.values.push(per_second(load.jobs, done.elapsed));
+        cpu.values
+            .extend(done.cpu.map(|time| cpu_us(time, load.jobs)));
+        cpu.references.push(SPIKE_CPU_US);
+        drop(system);
+
+        let load = Load::noop(plan.single_jobs, 1, SINGLE_CONNECTIONS, 100);
+        let system = source.system(&Setup::PLAIN)?;
+        let mut book = Book::default();
+        let done = load.run(&system, &mut book, &mut quiet)?;
+        book.check(&system)?;
+        singles.values.push(per_second(load.jobs, done.elapsed));
+        let bytes = system.request("POST", "/jobs", load.kinds[0].as_bytes());
+        drop(system);
         let mut left = load.jobs;
         let next = || {
             left = left.checked_sub(1)?;
             Some(bytes.clone())
         };
-        let done = http::run(addr, load.connections, next, |_| Ok(()))?;
-        figure
-            .references
-            .push(per_second(done.requests, done.elapsed));
+        let done = http::run(instant, load.connections, next, |_| Ok(()))?;
+        let rate = per_second(done.requests, done.elapsed);
+        singles.references.push(rate);
     }
-    Ok(figure)
+    let command = |what: &str| format!("`hostler bench throughput {what}`");
+    Ok(vec![
+        Row {
+            what: "durable no-op jobs, arrays of 100, 16 connections",
+            reference: "other systems: below",
+            at_least: "",
+            aim: "",
+            ratio: String::new(),
+            figure: arrays,
+            command: command(&format!("--jobs {}", plan.array_jobs)),
+        },
+        Row {
+            what: "server CPU a durable no-op job, arrays",
+            reference: "an experiment of the same shape, 0.99 µs",
+            at_least: "4 ×",
+            aim: "2 ×",
+            ratio: times(&cpu),
+            figure: cpu,
+            command: command(&format!("--jobs {}", plan.array_jobs)),
+        },
+        Row {
+            what: "single requests, 64 connections, durable",
+            reference: "the same requests to a server that answers at once",
+            at_least: "50 %",
+            aim: "75 %",
+            ratio: percent(&singles),
+            figure: singles,
+            command: command(&format!(
+                "--batch 1 --clients 64 --jobs {}",
+                plan.single_jobs
+            )),
+        },
+    ])
 }
 
-/// `/bin/true` as jobs, beside a bare loop of starts.
-pub fn processes(binary: &Path, sizes: &Sizes) -> Result<Figure> {
-    let mut figure = Figure::new("/bin/true, 2 at a time", "jobs/s", "bare spawn loop");
-    for _ in 0..sizes.runs {
-        let load = Load {
-            job: "{\"command\":[\"/bin/true\"]}".into(),
-            ..Load::noop(sizes.process_jobs, 100, 4)
-        };
-        measure(binary, &load, &mut figure)?;
-        let elapsed = spawn::bare_loop(usize::try_from(load.jobs)?, SLOTS as usize)?;
-        figure.references.push(per_second(load.jobs, elapsed));
-    }
-    Ok(figure)
+fn processes(source: &Source, plan: &Plan) -> Result<Row> {
+    let process = process::Plan {
+        jobs: plan.process_jobs,
+        clients: 4,
+        batch: 100,
+        runs: plan.runs,
+        setup: Setup::PLAIN,
+        command: vec!["/bin/true".into()],
+    };
+    let report = process::measure(source, &process, &mut |_, _, _| {})?;
+    let figure = take(&report, "submit → run → result committed");
+    Ok(Row {
+        what: "processes (`/bin/true`, output kept), 2 slots",
+        reference: "a bare spawn and pipe loop, 2 in flight",
+        at_least: "85 %",
+        aim: "95 %",
+        ratio: percent(&figure),
+        figure,
+        command: format!("`hostler bench process --jobs {}`", plan.process_jobs),
+    })
 }
 
-/// One job at a time on an idle system, submit to result, beside three synced appends: medians and 99th percentiles.
-pub fn idle(binary: &Path, sizes: &Sizes) -> Result<[Figure; 2]> {
-    let mut median = Figure::new("submit → result, idle, p50", "µs", "3 synced appends");
-    let mut tail = Figure::new("submit → result, idle, p99", "µs", "3 synced appends");
-    for _ in 0..sizes.runs {
-        let system = System::start(binary, SLOTS)?;
-        let before = system.server_cpu()?;
-        let ours = one_by_one(&system, sizes.idle_jobs)?;
-        let cpu = system.server_cpu()?.saturating_sub(before);
-        let theirs = append::three_synced_appends(system.dir(), sizes.idle_jobs)?;
-        all_there(&system, u64::from(sizes.idle_jobs))?;
-        for (figure, quantile) in [(&mut median, 0.5), (&mut tail, 0.99)] {
-            figure.values.push(us(&ours, quantile));
-            figure.references.push(us(&theirs, quantile));
-            figure.cpu_us.push(cpu_us(cpu, u64::from(sizes.idle_jobs)));
+fn idle(source: &Source, plan: &Plan) -> Result<Row> {
+    let mut figure = Figure::new("", "µs", "");
+    for _ in 0..plan.runs {
+        let system = source.system(&Setup::PLAIN)?;
+        let mut book = Book::default();
+        latency::one_by_one(&system, 5, &mut book)?;
+        let ours = latency::one_by_one(&system, plan.idle_jobs, &mut book)?;
+        book.check(&system)?;
+        figure.values.push(us(&ours.ended, 0.5));
+        if let Some(dir) = system.dir() {
+            let appends = append::three_synced_appends(dir, plan.idle_jobs)?;
+            figure.references.push(us(&appends, 0.5));
         }
     }
-    Ok([median, tail])
+    Ok(Row {
+        what: "submit → running → result, one at a time, idle, p50",
+        reference: "three synced appends one after another on that disk",
+        at_least: "2 ×",
+        aim: "1.2 ×",
+        ratio: times(&figure),
+        figure,
+        command: format!("`hostler bench latency --rate 0 --jobs {}`", plan.idle_jobs),
+    })
 }
 
-/// One run: from the first request to the last job's end.
-fn measure(binary: &Path, load: &Load, figure: &mut Figure) -> Result<()> {
-    let system = System::start(binary, SLOTS)?;
-    let before = system.server_cpu()?;
-    let begun = Moment::now();
-    load.submit(system.http, Some(&system.token))?;
-    system.all_ended()?;
-    let elapsed = begun.elapsed();
-    let cpu = system.server_cpu()?.saturating_sub(before);
-    all_there(&system, load.jobs)?;
-    figure.values.push(per_second(load.jobs, elapsed));
-    figure.cpu_us.push(cpu_us(cpu, load.jobs));
-    Ok(())
-}
-
-/// The database has them all, succeeded.
-fn all_there(system: &System, jobs: u64) -> Result<()> {
-    let counts = system.counts()?;
-    let expected = Counts {
-        jobs,
-        succeeded: jobs,
+fn restart(source: &Source, plan: &Plan) -> Result<[Row; 2]> {
+    let backlog = backlog::Plan {
+        jobs: plan.backlog_jobs,
+        payload: 100,
+        durability: Setup::PLAIN.durability,
     };
-    ensure!(
-        counts == expected,
-        "the database says {counts:?}, not {expected:?}"
+    let report = backlog::measure(source, &backlog, &mut |_, _, _| {})?;
+    let start = take(&report, "start → dispatching");
+    let memory = take(&report, "memory a queued job");
+    let command = format!("`hostler bench backlog --jobs {}`", plan.backlog_jobs);
+    Ok([
+        Row {
+            what: "memory a queued job beyond its body's budget",
+            reference: "",
+            at_least: "100 B",
+            aim: "40 B",
+            ratio: median(&memory.values).map_or_else(String::new, |it| format!("{it:.0} B")),
+            figure: memory,
+            command: command.clone(),
+        },
+        Row {
+            what: "start with those jobs queued, until dispatching (one run)",
+            reference: "reading the table once with SQLite",
+            at_least: "2 ×",
+            aim: "1 ×",
+            ratio: times(&start),
+            figure: start,
+            command,
+        },
+    ])
+}
+
+fn take(report: &Report, name: &str) -> Figure {
+    let found = report.figures.iter().find(|figure| figure.name == name);
+    found.cloned().unwrap_or_else(|| Figure::new("", "", ""))
+}
+
+fn times(figure: &Figure) -> String {
+    figure
+        .ratio()
+        .map_or_else(String::new, |it| format!("{it:.2} ×"))
+}
+
+fn percent(figure: &Figure) -> String {
+    figure
+        .ratio()
+        .map_or_else(String::new, |it| format!("{:.0} %", it * 100.0))
+}
+
+/// As a table of a document.
+pub fn as_markdown(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "| figure | reference in the same run | at least | aim | **ours** | value | command |\n\
+         |---|---|---|---|---|---|---|\n",
     );
-    Ok(())
-}
-
-fn one_by_one(system: &System, count: u32) -> Result<Histogram<u64>> {
-    let submit = system.request("POST", "/jobs", b"{\"handler\":\"noop\"}");
-    let mut times = Histogram::new(3)?;
-    // Both requests of a job on one connection: the answer to the first makes the second.
-    let waiting = std::cell::Cell::new(None::<u64>);
-    let begun = std::cell::Cell::new(Moment::now());
-    let mut left = count;
-    let next = || {
-        if let Some(id) = waiting.get() {
-            return Some(system.request("GET", &format!("/jobs/{id}?wait=10s&live=0"), b""));
-        }
-        left = left.checked_sub(1)?;
-        begun.set(Moment::now());
-        Some(submit.clone())
-    };
-    http::run(system.http, 1, next, |body| {
-        let job: serde_json::Value = serde_json::from_slice(body)?;
-        if waiting.get().is_none() {
-            waiting.set(job["id"].as_u64());
-            ensure!(waiting.get().is_some(), "an answer without id: {job}");
-        } else {
-            ensure!(job["state"] == "succeeded", "it did not succeed: {job}");
-            times.record(u64::try_from(begun.get().elapsed().as_micros())?)?;
-            waiting.set(None);
-        }
-        Ok(())
-    })?;
-    Ok(times)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "microseconds, for people")]
-fn us(times: &Histogram<u64>, quantile: f64) -> f64 {
-    times.value_at_quantile(quantile) as f64
-}
-
-fn cpu_us(cpu: Duration, jobs: u64) -> f64 {
-    1e6 / per_second(jobs, cpu.max(Duration::from_nanos(1)))
+    for row in rows {
+        let value = median(&row.figure.values).map_or("-".into(), rounded);
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | **{}** | {value} {} | {} |\n",
+            row.what, row.reference, row.at_least, row.aim, row.ratio, row.figure.unit, row.command
+        ));
+    }
+    text.replace("****", "")
 }

@@ -1,24 +1,40 @@
-//! Hostler's load test and its comparison loops: whole systems as processes, on this machine's loopback, beside the
-//! simplest program that could do the same.
+//! Hostler's load test: whole systems as processes, beside the simplest program that could do the same.
 //!
-//! A number alone says little about a scheduler: each figure comes with a reference measured in the same run, with the
-//! server's CPU time a job, and only after the database has shown that nothing was lost.
+//! A number alone says little about a scheduler: a figure comes with the environment it is of, where there is one with
+//! a reference measured in the same run, and only after every job that was accepted has been found, once, ended as it
+//! should.
 //!
-//! - [`system`]: starts and stops a server with a worker, from the `hostler` binary.
-//! - [`http`]: a closed loop of requests on many connections. [`load`]: jobs through it, counted and checked.
-//! - [`responder`], [`spawn`], [`append`], [`cat`]: what the figures are compared with.
-//! - [`backlog`]: a start with many jobs queued.
-//! - [`figures`], [`logs`]: the figures themselves. [`report`]: how they are told.
+//! - What users measure with, as `hostler bench`: [`throughput`], [`latency`], [`process`], [`backlog`], [`logs`],
+//!   [`connections`], [`mixed`]. Each has a `Plan` (its options) and a `measure` that makes a [`report`]; [`html`] draws
+//!   it.
+//! - What they are made of: [`system`] starts servers and workers or takes one that runs, [`http`] is a closed loop of
+//!   requests, [`paced`] an open one, [`load`] jobs through it, [`watch`] looks on, [`check`] judges the end,
+//!   [`environment`] says where.
+//! - What figures are compared with: [`responder`], [`spawn`], [`append`], [`cat`].
+//! - [`figures`]: the table that the project measures itself by. [`peers`]: the same work given to other systems.
+//!   [`document`] writes them down.
 
 pub mod append;
 pub mod backlog;
 pub mod cat;
+pub mod check;
 pub mod clock;
+pub mod connections;
+pub mod document;
+pub mod environment;
 pub mod figures;
+pub mod html;
 pub mod http;
+pub mod latency;
 pub mod load;
 pub mod logs;
+pub mod mixed;
+pub mod paced;
+pub mod peers;
+pub mod process;
 pub mod report;
 pub mod responder;
 pub mod spawn;
 pub mod system;
+pub mod throughput;
+pub mod watch;

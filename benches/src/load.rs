@@ -1,11 +1,16 @@
-//! Jobs through HTTP in batches, on several connections, counted and checked: what was accepted is there, once.
+//! Jobs through HTTP in batches, on several connections; what was accepted is written down for the checker.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
+use crate::check::{Book, Expect};
+use crate::clock::Moment;
 use crate::http;
+use crate::report::{Figure, Sample, us};
+use crate::system::System;
+use crate::watch::{Tell, watched};
 
 /// What to submit.
 #[derive(Clone, Debug)]
@@ -16,76 +21,163 @@ pub struct Load {
     pub batch: u64,
     /// Connections in use.
     pub connections: usize,
-    /// One job, as JSON.
-    pub job: String,
+    /// Kinds of job as JSON; a request has one of them, in turn.
+    pub kinds: Vec<String>,
 }
 
-/// What was accepted.
+/// One run of a load: from the first request to the last job's end.
 #[derive(Debug)]
-pub struct Accepted {
-    /// First ids and counts, in order, without overlap.
-    pub ranges: Vec<(u64, u64)>,
-    /// How the loop went.
-    pub done: http::Done,
+pub struct Done {
+    /// How long it took.
+    pub elapsed: Duration,
+    /// The submission's part of it.
+    pub submit: http::Done,
+    /// CPU time of the own server.
+    pub cpu: Option<Duration>,
+    /// What was done when.
+    pub samples: Vec<Sample>,
 }
 
 impl Load {
-    /// No-op jobs with a payload of about 100 bytes.
-    pub fn noop(jobs: u64, batch: u64, connections: usize) -> Self {
-        let payload = "x".repeat(98);
+    /// No-op jobs with a payload of so many bytes, its quotes included.
+    pub fn noop(jobs: u64, batch: u64, connections: usize, payload: usize) -> Self {
+        let payload = "x".repeat(payload.saturating_sub(2));
         Self {
             jobs,
             batch,
             connections,
-            job: format!("{{\"handler\":\"noop\",\"payload\":\"{payload}\"}}"),
+            kinds: vec![format!(
+                "{{\"handler\":\"noop\",\"payload\":\"{payload}\"}}"
+            )],
         }
     }
 
+    /// Runs it on a system and waits for its end.
+    pub fn run(&self, system: &System, book: &mut Book, tell: Tell<'_>) -> Result<Done> {
+        let before = system.server_cpu();
+        let begun = Moment::now();
+        let ((submit, elapsed), samples) = watched(system, "jobs ended", self.jobs, tell, || {
+            let submit = self.submit(system, book, Expect::SUCCESS)?;
+            await_ends(system, book)?;
+            Ok((submit, begun.elapsed()))
+        })?;
+        let cpu = system.server_cpu().zip(before);
+        Ok(Done {
+            elapsed,
+            submit,
+            cpu: cpu.map(|(after, before)| after.saturating_sub(before)),
+            samples,
+        })
+    }
+
     /// Submits them all; an error if an answer does not add up.
-    pub fn submit(&self, addr: SocketAddr, token: Option<&str>) -> Result<Accepted> {
+    pub fn submit(&self, system: &System, book: &mut Book, expect: Expect) -> Result<http::Done> {
         ensure!(
-            self.jobs > 0 && self.batch > 0 && self.connections > 0,
+            self.jobs > 0 && self.batch > 0 && self.connections > 0 && !self.kinds.is_empty(),
             "nothing to do"
         );
-        let body = |count: u64| {
-            if self.batch == 1 {
-                return self.job.clone();
-            }
-            let jobs: Vec<&str> = (0..count).map(|_| self.job.as_str()).collect();
-            format!("[{}]", jobs.join(","))
+        let request = |kind: &str, count: u64| {
+            let body = if self.batch == 1 {
+                kind.to_owned()
+            } else {
+                let jobs: Vec<&str> = (0..count).map(|_| kind).collect();
+                format!("[{}]", jobs.join(","))
+            };
+            system.request("POST", "/jobs", body.as_bytes())
         };
-        let whole = http::request("POST", "/jobs", token, body(self.batch).as_bytes());
+        let whole: Vec<Vec<u8>> = self
+            .kinds
+            .iter()
+            .map(|kind| request(kind, self.batch))
+            .collect();
         let mut left = self.jobs;
+        let mut turn = 0;
         let next = || {
             let count = left.min(self.batch);
             left -= count;
+            let kind = turn % whole.len();
+            turn += 1;
             match count {
                 0 => None,
-                count if count == self.batch => Some(whole.clone()),
-                count => Some(http::request(
-                    "POST",
-                    "/jobs",
-                    token,
-                    body(count).as_bytes(),
-                )),
+                count if count == self.batch => Some(whole[kind].clone()),
+                count => Some(request(&self.kinds[kind], count)),
             }
         };
-        let mut ranges = Vec::new();
-        let single = self.batch == 1;
-        let done = http::run(addr, self.connections, next, |answer| {
-            ranges.push(range(answer, single)?);
+        let before = book.jobs();
+        let done = http::run(system.http, self.connections, next, |answer| {
+            let (first, count) = accepted(answer, self.batch == 1)?;
+            book.add(first, count, expect);
             Ok(())
         })?;
-        check(&mut ranges, self.jobs)?;
-        Ok(Accepted { ranges, done })
+        let accepted = book.jobs() - before;
+        ensure!(
+            accepted == self.jobs,
+            "{accepted} jobs were accepted, not {}",
+            self.jobs
+        );
+        Ok(done)
     }
 }
 
-/// The ids in an answer to a submission.
-fn range(answer: &[u8], single: bool) -> Result<(u64, u64)> {
+impl Done {
+    /// Adds this run to the figures of a load, made by [`figures`].
+    pub fn add_to(&self, jobs: u64, figures: &mut [Figure; 4]) {
+        let [rate, cpu, median, tail] = figures;
+        rate.values.push(per_second(jobs, self.elapsed));
+        if let Some(time) = self.cpu {
+            cpu.values.push(cpu_us(time, jobs));
+        }
+        median.values.push(us(&self.submit.latency_us, 0.5));
+        tail.values.push(us(&self.submit.latency_us, 0.99));
+    }
+}
+
+/// The figures of a load.
+pub fn figures(name: &'static str) -> [Figure; 4] {
+    [
+        Figure::new(name, "jobs/s", ""),
+        Figure::new("server CPU a job", "µs", ""),
+        Figure::new("request → accepted, p50", "µs", ""),
+        Figure::new("request → accepted, p99", "µs", ""),
+    ]
+}
+
+/// Waits until every job of the book has ended. Of a server that others use as well, only ours can be asked for.
+pub fn await_ends(system: &System, book: &Book) -> Result<()> {
+    if system.is_own() {
+        return system.all_ended();
+    }
+    let mut lasts: Vec<u64> = book.lasts().collect();
+    lasts.sort_unstable();
+    let mut lasts = lasts.into_iter();
+    let mut waiting = None::<u64>;
+    let again = std::cell::Cell::new(false);
+    let next = || {
+        if !again.replace(false) {
+            waiting = lasts.next();
+        }
+        let path = format!("/jobs/{}?wait=50s&live=0", waiting?);
+        Some(system.request("GET", &path, b""))
+    };
+    http::run(system.http, 1, next, |body| {
+        let job: Value = serde_json::from_slice(body)?;
+        again.set(!has_ended(&job));
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Whether a job's record says that it is over.
+pub fn has_ended(job: &Value) -> bool {
+    let ends = ["succeeded", "failed", "cancelled", "expired", "skipped"];
+    job["state"].as_str().is_some_and(|it| ends.contains(&it))
+}
+
+/// The ids in an answer to a submission: the first, and how many.
+pub fn accepted(answer: &[u8], single: bool) -> Result<(u64, u64)> {
     let field = |name: &str| -> Result<u64> {
         number(answer, name)
-            .ok_or_else(|| anyhow::anyhow!("no {name} in {}", String::from_utf8_lossy(answer)))
+            .with_context(|| format!("no {name} in {}", String::from_utf8_lossy(answer)))
     };
     if single {
         return Ok((field("id")?, 1));
@@ -104,55 +196,14 @@ fn number(json: &[u8], name: &str) -> Option<u64> {
     digits[..end].parse().ok()
 }
 
-/// Each job once, all jobs counted.
-fn check(ranges: &mut [(u64, u64)], jobs: u64) -> Result<()> {
-    ranges.sort_unstable();
-    let total: u64 = ranges.iter().map(|(_, count)| count).sum();
-    ensure!(total == jobs, "{total} jobs were accepted, not {jobs}");
-    for pair in ranges.windows(2) {
-        let ((first, count), (next, _)) = (pair[0], pair[1]);
-        ensure!(
-            first + count <= next,
-            "the ids {next}… were given out twice"
-        );
-    }
-    Ok(())
-}
-
-/// Asks for each job by its id whether it succeeded; tells how many did not.
-pub fn not_succeeded(
-    addr: SocketAddr,
-    token: Option<&str>,
-    accepted: &Accepted,
-    connections: usize,
-) -> Result<u64> {
-    let mut ids = accepted
-        .ranges
-        .iter()
-        .flat_map(|(first, count)| *first..first + count);
-    let next = || {
-        let id = ids.next()?;
-        Some(http::request(
-            "GET",
-            &format!("/jobs/{id}?live=0"),
-            token,
-            b"",
-        ))
-    };
-    let mut others = 0;
-    http::run(addr, connections, next, |body| {
-        let job: serde_json::Value = serde_json::from_slice(body)?;
-        others += u64::from(job["state"] != "succeeded");
-        Ok(())
-    })?;
-    Ok(others)
-}
-
 /// Jobs a second.
 pub fn per_second(jobs: u64, elapsed: Duration) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a count of jobs, for people")]
-    let jobs = jobs as f64;
-    jobs / elapsed.as_secs_f64()
+    jobs as f64 / elapsed.as_secs_f64()
+}
+
+/// Microseconds of CPU a job.
+pub fn cpu_us(cpu: Duration, jobs: u64) -> f64 {
+    cpu.as_secs_f64() * 1e6 / jobs.max(1) as f64
 }
 
 #[cfg(test)]
@@ -160,22 +211,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_given_out_twice_or_a_job_missing_is_found() {
-        assert!(check(&mut [(4, 2), (1, 3)], 5).is_ok());
-        assert!(check(&mut [(4, 2), (1, 4)], 6).is_err());
-        assert!(check(&mut [(1, 3)], 4).is_err());
-    }
-
-    #[test]
     fn ids_are_read_from_answers() {
         assert_eq!(
-            range(br#"{"first_id":7,"count":100}"#, false).unwrap(),
+            accepted(br#"{"first_id":7,"count":100}"#, false).unwrap(),
             (7, 100)
         );
         assert_eq!(
-            range(br#"{"id": 12,"state":"queued"}"#, true).unwrap(),
+            accepted(br#"{"id": 12,"state":"queued"}"#, true).unwrap(),
             (12, 1)
         );
-        assert!(range(b"{}", true).is_err());
+        assert!(accepted(b"{}", true).is_err());
     }
 }

@@ -1,147 +1,174 @@
 //! What output costs: how fast it flows from a job to disk and to a follower, how late a line is with a follower, what the
 //! server takes for it, and what others feel of a job that writes at full speed.
 //!
-//! With and without are measured in the same run, on the same system, one after the other.
+//! With and without are measured in the same run, on the same system, in turns.
 
+mod starts;
+
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::clock::{Moment, eventually, wall_ns};
-use crate::report::Figure;
-use crate::system::System;
-use crate::{cat, http};
+use crate::check::{Book, Checked, Expect};
+use crate::clock::{Moment, wall_ns};
+use crate::environment::Environment;
+use crate::report::{Figure, Report, us};
+use crate::system::{Setup, Source, System};
+use crate::watch::Tell;
+use crate::{cat, load};
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Bytes a job writes, where how fast is the question.
+/// Measure output: its speed, its delay, what others feel of a job that writes at full speed
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Plan {
+    /// Bytes a job writes, where how fast is the question
+    #[arg(long, value_name = "BYTES", default_value_t = 250_000_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000_000))]
     pub bytes: u64,
-    /// Small jobs with, and as many without, a chatty one beside them.
+    /// Small jobs with, and as many without, a flood beside them
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub jobs: u32,
-    /// Lines whose way to a follower is timed.
+    /// Lines whose way to a follower is timed
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub lines: u32,
-    /// Runs whose median is told.
+    /// Runs whose median is told
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub runs: u32,
 }
 
-/// One for the chatty job.
-const SLOTS: u32 = 2;
 /// How long a chatty job has until it is up to speed.
 const RUN_UP: Duration = Duration::from_secs(1);
 /// Longest silence of a follower's connection.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// All of them.
-pub fn figures(binary: &Path, sizes: &Sizes) -> Result<Vec<Figure>> {
+/// All of it, on a worker with two slots: one is for the chatty job.
+pub fn measure(source: &Source, plan: &Plan, tell: Tell<'_>) -> Result<Report> {
     let mut to_disk = Figure::new("job → disk", "MB/s", "cat through a socket");
     let mut to_follower = Figure::new("job → disk → follower", "MB/s", "cat through a socket");
     let mut late = Figure::new("print → follower, idle, p50", "µs", "");
     let mut late_tail = Figure::new("print → follower, idle, p99", "µs", "");
-    let mut alone = Figure::new("submit → start, alone, p50", "µs", "");
-    let mut alone_tail = Figure::new("submit → start, alone, p99", "µs", "");
-    let mut start = Figure::new("… beside a flood, p50", "µs", "the same into /dev/null");
-    let mut start_tail = Figure::new("… beside a flood, p99", "µs", "the same into /dev/null");
+    let mut starts = starts::figures();
     let mut flood = Figure::new("the flood meanwhile", "MB/s", "");
     let mut server = Figure::new("server, most memory", "MiB", "before");
     let mut worker = Figure::new("worker, most memory", "MiB", "before");
-    for _ in 0..sizes.runs {
-        let system = System::start(binary, SLOTS)?;
-        small_jobs(&system, 5)?; // what is slow once only
-        let before = system.peak_memory_mib()?;
+    let mut last = None;
+    let steps = u64::from(plan.runs) * 4;
+    let mut step = 0;
+    let mut next_step = || {
+        step += 1;
+        tell("steps", step, steps);
+    };
+    for _ in 0..plan.runs {
+        let traced = Jobs::on(source.system(&Setup::TRACED)?);
+        flood
+            .values
+            .push(starts::measure(&traced, plan.jobs, &mut starts)?);
+        traced.checked()?;
+        drop(traced);
+        next_step();
 
-        let without = small_jobs(&system, sizes.jobs)?;
-        // The processors are as busy with it, but nothing is printed.
-        let (silent, _) = beside(&system, "cat /dev/zero > /dev/null", sizes.jobs)?;
-        let (with, speed) = beside(&system, "exec cat /dev/zero", sizes.jobs)?;
-        flood.values.push(speed);
-        for (figures, times) in [
-            ([&mut alone, &mut alone_tail], &without),
-            ([&mut start, &mut start_tail], &with),
-        ] {
-            for (figure, quantile) in figures.into_iter().zip([0.5, 0.99]) {
-                figure.values.push(us(times, quantile));
-            }
-        }
-        start.references.push(us(&silent, 0.5));
-        start_tail.references.push(us(&silent, 0.99));
+        let system = Jobs::on(source.system(&Setup::PLAIN)?);
+        let environment = Environment::of(&system.system)?;
+        let warm = system.submit(&json!({"command": ["true"]}), Expect::SUCCESS)?;
+        system.get(&format!("/jobs/{warm}?wait=60s&live=0"))?; // what is slow once only
+        let before = system.system.peak_memory_mib();
 
-        let lines = lines_to_a_follower(&system, sizes.lines)?;
+        let lines = lines_to_a_follower(&system, plan.lines)?;
+        next_step();
         late.values.push(us(&lines, 0.5));
         late_tail.values.push(us(&lines, 0.99));
 
-        let reference = mb_per_second(sizes.bytes, cat::through_a_socket(sizes.bytes)?);
-        to_disk.values.push(write(&system, sizes.bytes, false)?);
-        to_follower.values.push(write(&system, sizes.bytes, true)?);
+        let reference = mb_per_second(plan.bytes, cat::through_a_socket(plan.bytes)?);
+        to_disk.values.push(write(&system, plan.bytes, false)?);
+        next_step();
+        to_follower.values.push(write(&system, plan.bytes, true)?);
+        next_step();
         to_disk.references.push(reference);
         to_follower.references.push(reference);
-        let after = system.peak_memory_mib()?;
-        for (figure, (before, after)) in [&mut server, &mut worker]
-            .into_iter()
-            .zip(before.into_iter().zip(after))
-        {
-            figure.values.push(after);
-            figure.references.push(before);
+        if let (Some(before), Some(after)) = (before, system.system.peak_memory_mib()) {
+            for (figure, (before, after)) in [&mut server, &mut worker]
+                .into_iter()
+                .zip(before.into_iter().zip(after))
+            {
+                figure.values.push(after);
+                figure.references.push(before);
+            }
+        }
+        last = Some((environment, system.checked()?));
+    }
+    let (environment, checked) = last.context("there is one run at least")?;
+    let mut figures = starts;
+    figures.extend([flood, to_disk, to_follower, late, late_tail, server, worker]);
+    figures.retain(|figure| !figure.values.is_empty());
+    Ok(Report {
+        bench: "logs",
+        environment,
+        settings: json!({
+            "bytes": plan.bytes,
+            "jobs": plan.jobs,
+            "lines": plan.lines,
+            "runs": plan.runs,
+        }),
+        figures,
+        curves: Vec::new(),
+        samples: Vec::new(),
+        checked,
+    })
+}
+
+/// A system, and the jobs it was given.
+struct Jobs {
+    system: System,
+    book: RefCell<Book>,
+}
+
+impl Jobs {
+    fn on(system: System) -> Self {
+        Self {
+            system,
+            book: RefCell::default(),
         }
     }
-    Ok(vec![
-        alone,
-        alone_tail,
-        start,
-        start_tail,
-        flood,
-        to_disk,
-        to_follower,
-        late,
-        late_tail,
-        server,
-        worker,
-    ])
-}
 
-/// One after another: from the request to the first thing the job does, which is to look at the clock.
-fn small_jobs(system: &System, count: u32) -> Result<Histogram<u64>> {
-    let mut times = Histogram::new(3)?;
-    for _ in 0..count {
-        let begun = wall_ns();
-        let id = submit(system, &json!({"command": ["date", "+%s%N"]}))?;
-        let job = once(system, "GET", &format!("/jobs/{id}?wait=60s&live=0"))?;
-        let job: Value = serde_json::from_slice(&job)?;
-        ensure!(job["state"] == "succeeded", "it did not succeed: {job}");
-        let said = once(system, "GET", &format!("/jobs/{id}/logs?stream=stdout"))?;
-        let started: u64 = std::str::from_utf8(&said)?.trim().parse()?;
-        times.record(started.saturating_sub(begun) / 1_000)?;
+    fn submit(&self, job: &Value, expect: Expect) -> Result<u64> {
+        let answer = self
+            .system
+            .once("POST", "/jobs", job.to_string().as_bytes())?;
+        let answer: Value = serde_json::from_slice(&answer)?;
+        let id = answer["id"].as_u64();
+        let id = id.with_context(|| format!("an answer without id: {answer}"))?;
+        self.book.borrow_mut().add(id, 1, expect);
+        Ok(id)
     }
-    Ok(times)
+
+    fn get(&self, path: &str) -> Result<Vec<u8>> {
+        self.system.once("GET", path, b"")
+    }
+
+    fn checked(&self) -> Result<Checked> {
+        let book = self.book.borrow();
+        load::await_ends(&self.system, &book)?;
+        book.check(&self.system)
+    }
 }
 
-/// Small jobs beside one that runs all the time, and how fast that one's output came.
-fn beside(system: &System, line: &str, count: u32) -> Result<(Histogram<u64>, f64)> {
-    let chatty = submit(system, &json!({"command": line}))?;
-    eventually(RUN_UP, RUN_UP, || false);
-    let begun = Moment::now();
-    let earlier = written(system, chatty)?;
-    let times = small_jobs(system, count)?;
-    let bytes = written(system, chatty)?.saturating_sub(earlier);
-    let speed = mb_per_second(bytes, begun.elapsed());
-    once(system, "DELETE", &format!("/jobs/{chatty}"))?;
-    system.all_ended()?;
-    Ok((times, speed))
-}
+/// What the chatty job, which never ends by itself, does.
+const CANCELLED: Expect = Expect {
+    states: &["cancelled"],
+    attempts: 1,
+};
 
 /// A job that prints the time now and then, and somebody who reads it.
-fn lines_to_a_follower(system: &System, lines: u32) -> Result<Histogram<u64>> {
+fn lines_to_a_follower(jobs: &Jobs, lines: u32) -> Result<Histogram<u64>> {
     let line =
         format!("i=0; while [ $i -lt {lines} ]; do date +%s%N; sleep 0.02; i=$((i+1)); done");
-    let id = submit(system, &json!({"command": line}))?;
+    let id = jobs.submit(&json!({"command": line}), Expect::SUCCESS)?;
     let mut times = Histogram::new(3)?;
     let mut digits = String::new();
-    follow(system, id, |piece| {
+    follow(jobs, id, |piece| {
         let now = wall_ns();
         for byte in piece {
             if byte.is_ascii_digit() {
@@ -166,39 +193,33 @@ fn lines_to_a_follower(system: &System, lines: u32) -> Result<Histogram<u64>> {
 }
 
 /// A job that writes so much, none of it cut: until all of it is stored, or has come to a follower.
-fn write(system: &System, bytes: u64, followed: bool) -> Result<f64> {
+fn write(jobs: &Jobs, bytes: u64, followed: bool) -> Result<f64> {
     let command = json!(["head", "-c", bytes.to_string(), "/dev/zero"]);
     let begun = Moment::now();
-    let id = submit(
-        system,
-        &json!({"command": command, "logs": {"overflow": "block"}}),
-    )?;
+    let job = json!({"command": command, "logs": {"overflow": "block"}});
+    let id = jobs.submit(&job, Expect::SUCCESS)?;
     if followed {
         let mut zeros = 0;
-        follow(system, id, |piece| {
+        follow(jobs, id, |piece| {
             zeros += piece.iter().filter(|byte| **byte == 0).count() as u64;
             Ok(())
         })?;
         ensure!(zeros == bytes, "{zeros} bytes of {bytes} came");
     } else {
-        once(system, "GET", &format!("/jobs/{id}?wait=300s&live=0"))?;
+        jobs.get(&format!("/jobs/{id}?wait=300s&live=0"))?;
         // Answers once all of it is there.
-        let part = once(
-            system,
-            "GET",
-            &format!("/jobs/{id}/logs?stream=stdout&tail=0"),
-        )?;
+        let part = jobs.get(&format!("/jobs/{id}/logs?stream=stdout&tail=0"))?;
         ensure!(part.is_empty(), "the end of zeros is no line");
     }
     Ok(mb_per_second(bytes, begun.elapsed()))
 }
 
 /// Reads a job's output to its end, as it comes on the connection.
-fn follow(system: &System, id: u64, mut on_piece: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut stream = TcpStream::connect(system.http)?;
+fn follow(jobs: &Jobs, id: u64, mut on_piece: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut stream = TcpStream::connect(jobs.system.http)?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
     let path = format!("/jobs/{id}/logs?stream=stdout&follow=1");
-    stream.write_all(&system.request("GET", &path, b""))?;
+    stream.write_all(&jobs.system.request("GET", &path, b""))?;
     let mut buffer = vec![0; 256 << 10];
     let mut last = Vec::new();
     loop {
@@ -217,34 +238,13 @@ fn follow(system: &System, id: u64, mut on_piece: impl FnMut(&[u8]) -> Result<()
 }
 
 /// Bytes a running job has written.
-fn written(system: &System, id: u64) -> Result<u64> {
-    let job: Value = serde_json::from_slice(&once(system, "GET", &format!("/jobs/{id}"))?)?;
+fn written(jobs: &Jobs, id: u64) -> Result<u64> {
+    let job: Value = serde_json::from_slice(&jobs.get(&format!("/jobs/{id}"))?)?;
     job["live"]["stdout_bytes"]
         .as_u64()
         .with_context(|| format!("nobody knows what it has written: {job}"))
 }
 
-fn submit(system: &System, job: &Value) -> Result<u64> {
-    let answer = http::once(
-        system.http,
-        system.request("POST", "/jobs", job.to_string().as_bytes()),
-    )?;
-    let answer: Value = serde_json::from_slice(&answer)?;
-    answer["id"]
-        .as_u64()
-        .with_context(|| format!("an answer without id: {answer}"))
-}
-
-fn once(system: &System, method: &str, path: &str) -> Result<Vec<u8>> {
-    http::once(system.http, system.request(method, path, b""))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn us(times: &Histogram<u64>, quantile: f64) -> f64 {
-    times.value_at_quantile(quantile) as f64
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people")]
 fn mb_per_second(bytes: u64, elapsed: Duration) -> f64 {
     bytes as f64 / 1e6 / elapsed.as_secs_f64()
 }

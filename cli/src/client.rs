@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,9 +20,12 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 
+use hostler_tls::{ClientConfig, ClientFiles, Port, ServerName, Words, explain_any};
 use hostler_wire::api::Problem;
 
 use crate::clock::Moment;
@@ -48,6 +51,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub(crate) struct Address {
     host: String,
     port: u16,
+    is_tls: bool,
 }
 
 impl Address {
@@ -56,6 +60,7 @@ impl Address {
         Self {
             host: address.ip().to_string(),
             port: address.port(),
+            is_tls: false,
         }
     }
 
@@ -65,7 +70,7 @@ impl Address {
     }
 
     /// `host:port`, as the Host header and a connect want it.
-    fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -74,15 +79,15 @@ impl Address {
     }
 }
 
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
+impl Address {
+    /// Reads one. Without a scheme it is `https` if there is anything said about TLS.
+    pub(crate) fn parse(text: &str, is_tls: bool) -> Result<Self, String> {
         let wrong = |why: &str| Err(format!("\"{text}\" is no server address: {why}"));
-        if text.starts_with("https://") {
-            return wrong("TLS is not supported yet, use http://");
-        }
-        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let (rest, is_tls) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (rest, true),
+            (None, Some(rest)) => (rest, false),
+            (None, None) => (text, is_tls),
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.is_empty() || rest.contains(['/', '@', '?', '#', ' ']) {
             return wrong("write http://HOST:PORT");
@@ -105,13 +110,15 @@ impl FromStr for Address {
         Ok(Self {
             host: host.to_owned(),
             port,
+            is_tls,
         })
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority())
+        let scheme = if self.is_tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority())
     }
 }
 
@@ -299,8 +306,14 @@ pub(crate) struct Client {
     /// Which address answered last.
     current: usize,
     authorization: Option<HeaderValue>,
+    tls: Option<Arc<ClientConfig>>,
+    verdict: Verdict,
     idle: Option<SendRequest<Full<Bytes>>>,
 }
+
+/// What TLS had to say at the end of the present connection. A server that does not accept our certificate says so only
+/// once we have begun, and the request that meets a closed connection does not hear of it.
+type Verdict = Arc<OnceLock<Words>>;
 
 /// Why an attempt at a request came to nothing.
 enum Trouble {
@@ -312,7 +325,11 @@ enum Trouble {
 
 impl Client {
     /// A client that has not connected yet.
-    pub(crate) fn new(addresses: Vec<Address>, token: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        addresses: Vec<Address>,
+        token: Option<&str>,
+        tls: &ClientFiles,
+    ) -> Result<Self, Failure> {
         let authorization = match token {
             None => None,
             Some(token) => {
@@ -325,10 +342,15 @@ impl Client {
                 Some(value)
             }
         };
+        // The files are looked at where they are needed only: reading the system's authorities takes a while.
+        let is_wanted = addresses.iter().any(|address| address.is_tls);
+        let tls = is_wanted.then(|| tls.load(Port::Http)).transpose();
         Ok(Self {
             addresses,
             current: 0,
             authorization,
+            tls: tls.map_err(|error| Failure::usage(format!("TLS: {error}")))?,
+            verdict: Verdict::default(),
             idle: None,
         })
     }
@@ -339,6 +361,8 @@ impl Client {
             addresses: self.addresses.clone(),
             current: self.current,
             authorization: self.authorization.clone(),
+            tls: self.tls.clone(),
+            verdict: Verdict::default(),
             idle: None,
         }
     }
@@ -395,7 +419,13 @@ impl Client {
         let sent = timeout(ask.patience, sender.send_request(request)).await;
         let answer = match sent {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(Trouble::Lost(lost(&reason(&error)))),
+            Ok(Err(error)) => {
+                let words = explain_any(&error).or_else(|| self.verdict.get().cloned());
+                return Err(match words.filter(|words| words.is_final) {
+                    Some(words) => Trouble::NotReached(self.not_reached(&words.what, words.hint)),
+                    None => Trouble::Lost(lost(&reason(&error))),
+                });
+            }
             Err(_) => {
                 return Err(Trouble::Lost(lost(&format!(
                     "no answer within {}",
@@ -425,24 +455,36 @@ impl Client {
     async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, Failure> {
         let count = self.addresses.len();
         let mut reasons = Vec::new();
+        let mut hint = None;
         for turn in 0..count {
             let index = (self.current + turn) % count;
             let address = &self.addresses[index];
-            let error = match connect_to(address).await {
+            let tls = self.tls.as_ref().filter(|_| address.is_tls);
+            self.verdict = Verdict::default();
+            let error = match connect_to(address, tls, &self.verdict).await {
                 Ok(sender) => {
                     self.current = index;
                     return Ok(sender);
                 }
                 Err(error) => error,
             };
-            reasons.push(format!("{address}: {error}"));
+            reasons.push(format!("{address}: {}", error.what));
+            hint = error.hint.or(hint);
         }
+        Err(self.failure(&reasons.join(", at "), hint))
+    }
+
+    fn not_reached(&self, why: &str, hint: Option<&str>) -> Failure {
+        self.failure(&format!("{}: {why}", self.address()), hint)
+    }
+
+    fn failure(&self, reasons: &str, hint: Option<&str>) -> Failure {
         let local = self.addresses.iter().all(Address::is_loopback);
-        Err(Failure::new(
+        Failure::new(
             Exit::Unreachable,
-            format!("cannot reach the server at {}", reasons.join(", at ")),
+            format!("cannot reach the server at {reasons}"),
         )
-        .hint(if local {
+        .hint(hint.unwrap_or(if local {
             "start one with `hostler dev`, or point to yours with --server or HOSTLER_URL"
         } else {
             "is it running? the address comes from --server, HOSTLER_URL or the configuration"
@@ -474,20 +516,66 @@ impl Client {
     }
 }
 
-async fn connect_to(address: &Address) -> Result<SendRequest<Full<Bytes>>, String> {
+/// Why a connection does not stand, and what to do about it where that is known.
+struct NotConnected {
+    what: String,
+    hint: Option<&'static str>,
+}
+
+impl From<String> for NotConnected {
+    fn from(what: String) -> Self {
+        Self { what, hint: None }
+    }
+}
+
+async fn connect_to(
+    address: &Address,
+    tls: Option<&Arc<ClientConfig>>,
+    verdict: &Verdict,
+) -> Result<SendRequest<Full<Bytes>>, NotConnected> {
+    let late = || NotConnected::from(format!("no connection within {CONNECT_TIMEOUT:?}"));
     let connecting = TcpStream::connect(address.authority());
     let stream = match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(plain_io(&error)),
-        Err(_) => return Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
+        Ok(Err(error)) => return Err(plain_io(&error).into()),
+        Err(_) => return Err(late()),
     };
     stream.set_nodelay(true).map_err(|error| plain_io(&error))?;
+    let Some(config) = tls else {
+        return begin(stream, verdict).await;
+    };
+    let name = ServerName::try_from(address.host.clone())
+        .map_err(|_no_name| format!("no certificate can be for \"{}\"", address.host))?;
+    let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+    match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(stream)) => begin(stream, verdict).await,
+        Ok(Err(error)) => Err(match explain_any(&error) {
+            Some(words) => NotConnected {
+                what: words.what,
+                hint: words.hint,
+            },
+            None => plain_io(&error).into(),
+        }),
+        Err(_) => Err(late()),
+    }
+}
+
+/// HTTP on a connection that stands.
+async fn begin(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    verdict: &Verdict,
+) -> Result<SendRequest<Full<Bytes>>, NotConnected> {
     let (sender, connection) = handshake(TokioIo::new(stream))
         .await
         .map_err(|error| reason(&error))?;
+    let verdict = Arc::clone(verdict);
     tokio::spawn(async move {
-        // Its error also reaches whoever waits for an answer on it.
-        drop(connection.await);
+        // Its error also reaches whoever waits for an answer on it, and no other: so this is kept.
+        if let Err(error) = connection.await
+            && let Some(words) = explain_any(&error)
+        {
+            verdict.get_or_init(|| words);
+        }
     });
     Ok(sender)
 }
@@ -553,28 +641,23 @@ mod tests {
             ("db-1:80", "http://db-1:80"),
             ("[::1]:7", "http://[::1]:7"),
             ("http://[::1]", "http://[::1]:7440"),
+            ("https://q1", "https://q1:7440"),
         ] {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
+            assert_eq!(Address::parse(text, false).unwrap().to_string(), shown);
         }
+        let secure = Address::parse("q1:7", true).unwrap();
+        assert_eq!(secure.to_string(), "https://q1:7");
         for text in [
-            "",
-            "http://",
-            "https://a",
-            "a:0",
-            "a:70000",
-            "a:b",
-            "::1",
-            "[::1",
-            "u@h:1",
+            "", "http://", "https://", "ftp://a", "a:0", "a:70000", "a:b", "::1", "[::1", "u@h:1",
             "a/b",
         ] {
-            assert!(text.parse::<Address>().is_err(), "{text:?}");
+            assert!(Address::parse(text, false).is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn only_this_machine_is_loopback() {
-        let loopback = |text: &str| text.parse::<Address>().unwrap().is_loopback();
+        let loopback = |text: &str| Address::parse(text, false).unwrap().is_loopback();
         assert!(loopback("localhost:1") && loopback("127.8.0.1") && loopback("[::1]:2"));
         assert!(!loopback("localhost.example.com") && !loopback("10.0.0.1"));
     }

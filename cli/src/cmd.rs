@@ -2,6 +2,8 @@
 //!
 //! Here they are put together: the first screen, which runtime a command needs, and how its end becomes the program's.
 
+mod audit;
+mod bench;
 mod cancel;
 mod completions;
 mod dev;
@@ -17,6 +19,8 @@ mod server;
 mod spec;
 mod status;
 mod submit;
+mod tls;
+mod token;
 mod top;
 mod verify;
 mod version;
@@ -80,7 +84,11 @@ Machines:
   workers      List workers
   queues       List queues
   top          Queues, workers, rates and slots, live
+  token        Make, list and revoke access tokens
+  audit        Who did what
   health       Is the server well?
+  tls          Certificates for TLS: tls init makes them
+  bench        Load test: how fast, how late, and that nothing is lost
   verify       Check a data directory against every promise
   version      Versions of this program and of the server
   completions  Completions for your shell
@@ -120,7 +128,11 @@ enum Command {
     Workers(workers::Args),
     Queues(queues::Args),
     Top(top::Args),
+    Tls(tls::Args),
+    Token(token::Args),
+    Audit(audit::Args),
     Health(health::Args),
+    Bench(bench::Args),
     Verify(verify::Args),
     Version(version::Args),
     Completions(completions::Args),
@@ -161,6 +173,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Dev(args) => dev::run(args, &global),
         Command::Server(args) => server::run(args, &global),
         Command::Worker(args) => worker::run(args, &global),
+        Command::Tls(args) => tls::run(args),
+        Command::Bench(args) => bench::run(&args, &global),
         Command::Verify(args) => verify::run(&args, &global),
         Command::Progress(args) => progress::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
@@ -177,6 +191,8 @@ fn dispatch(Cli { command, global }: Cli) -> Result<Exit, Failure> {
         Command::Workers(args) => talk(&global, async |context| workers::run(args, context).await),
         Command::Queues(args) => talk(&global, async |context| queues::run(args, context).await),
         Command::Top(args) => talk(&global, async |context| top::run(args, context).await),
+        Command::Token(args) => talk(&global, async |context| token::run(args, context).await),
+        Command::Audit(args) => talk(&global, async |context| audit::run(args, context).await),
         Command::Health(args) => talk(&global, async |context| health::run(args, context).await),
         Command::Version(args) => talk(&global, async |context| version::run(args, context).await),
     }

@@ -24,7 +24,7 @@ impl Context {
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
         let settings = Settings::merge(global)?;
         let token = settings.token()?;
-        let client = Client::new(settings.addresses.clone(), token.as_deref())?;
+        let client = Client::new(settings.addresses.clone(), token.as_deref(), &settings.tls)?;
         Ok(Self { settings, client })
     }
 

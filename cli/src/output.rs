@@ -106,7 +106,8 @@ pub(crate) fn can_ask() -> bool {
 pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| {
-            if c.is_control() && c != '\t' {
+            let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if c.is_control() && c != '\t' || turns {
                 '\u{fffd}'
             } else {
                 c
@@ -125,5 +126,7 @@ mod tests {
             plain("a\x1b[31mb\tc\r\n"),
             "a\u{fffd}[31mb\tc\u{fffd}\u{fffd}"
         );
+        // Nor turn what stands beside it round.
+        assert_eq!(plain("a\u{202e}exe.txt"), "a\u{fffd}exe.txt");
     }
 }

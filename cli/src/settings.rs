@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::ColorChoice;
+use hostler_tls::ClientFiles;
 use serde::Deserialize;
 
 use crate::client::Address;
@@ -61,6 +62,36 @@ pub(crate) struct Global {
     )]
     pub(crate) config: Option<PathBuf>,
 
+    /// Authority that vouches for the server (PEM), for a connection under TLS [default: the system's]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "HOSTLER_TLS_CA",
+        hide_env = true
+    )]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// Own certificate and those above it (PEM)
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "HOSTLER_TLS_CERT",
+        hide_env = true
+    )]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Key of that certificate (PEM)
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "HOSTLER_TLS_KEY",
+        hide_env = true
+    )]
+    pub(crate) tls_key: Option<PathBuf>,
+
     /// Colours: auto, always or never
     #[arg(
         long,
@@ -97,6 +128,9 @@ pub(crate) struct FileSettings {
 pub(crate) struct ClientFile {
     pub(crate) server: Option<String>,
     pub(crate) token_file: Option<PathBuf>,
+    pub(crate) tls_ca: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     pub(crate) output: Option<String>,
 }
 
@@ -111,6 +145,18 @@ pub(crate) struct ServerFile {
     pub(crate) probe_timeout: Option<String>,
     pub(crate) drain_timeout: Option<String>,
     pub(crate) durability: Option<String>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    pub(crate) output_max: Option<String>,
+    pub(crate) output_total_max: Option<String>,
+    pub(crate) output_keep: Option<String>,
+    pub(crate) output_keep_failed: Option<String>,
+    pub(crate) http_threads: Option<u8>,
+    pub(crate) allowed_hosts: Option<Vec<String>>,
+    pub(crate) allow: Option<Vec<String>>,
+    pub(crate) token_requests_per_second: Option<u32>,
+    pub(crate) token_jobs_per_second: Option<u32>,
     pub(crate) log_level: Option<String>,
     pub(crate) log_format: Option<String>,
 }
@@ -121,12 +167,24 @@ pub(crate) struct ServerFile {
 pub(crate) struct WorkerFile {
     pub(crate) server: Option<String>,
     pub(crate) token_file: Option<PathBuf>,
+    pub(crate) tls_ca: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     pub(crate) name: Option<String>,
     pub(crate) slots: Option<u32>,
     pub(crate) queues: Option<Vec<String>>,
+    pub(crate) no_commands: bool,
+    pub(crate) allow_handlers: Option<Vec<String>>,
     pub(crate) kill_grace: Option<String>,
     pub(crate) drain_timeout: Option<String>,
     pub(crate) idle_exit: Option<String>,
+    pub(crate) inherit_env: Option<Vec<String>>,
+    pub(crate) job_umask: Option<String>,
+    pub(crate) job_rlimits: Option<Vec<String>>,
+    pub(crate) cgroup: Option<String>,
+    pub(crate) job_memory_max: Option<String>,
+    pub(crate) job_cpus_max: Option<f64>,
+    pub(crate) job_pids_max: Option<u32>,
     pub(crate) log_level: Option<String>,
     pub(crate) log_format: Option<String>,
 }
@@ -137,6 +195,8 @@ pub(crate) struct Settings {
     pub(crate) form: Form,
     pub(crate) addresses: Vec<Address>,
     pub(crate) token_file: Option<PathBuf>,
+    /// Whom to trust, and what to show.
+    pub(crate) tls: ClientFiles,
     pub(crate) verbose: u8,
     pub(crate) no_input: bool,
     pub(crate) file: FileSettings,
@@ -156,14 +216,20 @@ impl Settings {
             (None, None) => Form::default(),
         };
         let from_environment = text_from_environment("HOSTLER_URL")?;
+        let ours = &file.client;
+        let tls = ClientFiles {
+            ca: global.tls_ca.clone().or(ours.tls_ca.clone()),
+            cert: global.tls_cert.clone().or(ours.tls_cert.clone()),
+            key: global.tls_key.clone().or(ours.tls_key.clone()),
+        };
         let addresses = global
             .server
             .as_deref()
             .or(from_environment.as_deref())
             .or(file.client.server.as_deref())
-            .unwrap_or("http://127.0.0.1:7440")
+            .unwrap_or("127.0.0.1:7440")
             .split(',')
-            .map(|text| text.trim().parse::<Address>())
+            .map(|text| Address::parse(text.trim(), tls.is_some()))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| {
                 Failure::usage(error).hint("write --server http://HOST:PORT, or set HOSTLER_URL")
@@ -172,6 +238,7 @@ impl Settings {
             form,
             addresses,
             token_file: global.token_file.clone().or(file.client.token_file.clone()),
+            tls,
             verbose: global.verbose,
             no_input: global.no_input,
             file,
@@ -339,12 +406,27 @@ mod tests {
         assert_eq!(settings.addresses[0].to_string(), "http://10.0.0.7:80");
         assert_eq!(settings.form, Form::Ndjson);
 
-        global.server = Some("localhost:1, http://[::1]:2".into());
+        global.server = Some("localhost:1, https://[::1]:2".into());
         global.output = Some(Form::Id);
         let settings = Settings::merge(&global).unwrap();
         let shown: Vec<_> = settings.addresses.iter().map(Address::to_string).collect();
-        assert_eq!(shown, ["http://localhost:1", "http://[::1]:2"]);
+        assert_eq!(shown, ["http://localhost:1", "https://[::1]:2"]);
         assert_eq!(settings.form, Form::Id);
+    }
+
+    #[test]
+    fn an_authority_makes_addresses_without_a_scheme_https() {
+        let (_dir, mut global) = global_with_config("[client]\ntls_ca = \"ca.pem\"\n");
+        let shown = |global: &Global| {
+            let settings = Settings::merge(global).unwrap();
+            (settings.tls.ca, settings.addresses[0].to_string())
+        };
+        let default = "https://127.0.0.1:7440".to_owned();
+        assert_eq!(shown(&global), (Some("ca.pem".into()), default.clone()));
+        global.tls_ca = Some("other.pem".into());
+        assert_eq!(shown(&global), (Some("other.pem".into()), default));
+        global.server = Some("http://q1".into());
+        assert_eq!(shown(&global).1, "http://q1:7440");
     }
 
     #[test]

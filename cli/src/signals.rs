@@ -35,8 +35,20 @@ impl Stops {
     }
 }
 
-/// Calls `act` on a thread of its own with each TERM or INT and how many came before it. HUP is taken and ignored
-/// until there is something to reload.
+/// Calls `act` on a thread of its own with each HUP: what a server reads from files is to be read again.
+pub(crate) fn each_hup(mut act: impl FnMut() + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP])?;
+    thread::Builder::new()
+        .name("reload".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                act();
+            }
+        })?;
+    Ok(())
+}
+
+/// Calls `act` on a thread of its own with each TERM or INT and how many came before it.
 pub(crate) fn each(mut act: impl FnMut(u8, u32) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::Builder::new()

@@ -564,7 +564,7 @@ impl Engine {
         let (job, state, reason) = (ended.job, ended.state, ended.reason);
         let before = self.jobs.live(job).phase().before_end();
         self.jobs.turn(job, Phase::Ending(before));
-        let fact = self.emit(Fact::Ended(Box::new(ended)), out);
+        let fact = self.emit(Fact::Ended(ended), out);
         self.after(fact, Consequence::Ended { job, state, reason }, out);
         fact
     }

@@ -19,7 +19,7 @@ pub enum Fact {
     /// An attempt ended, and the job goes on.
     Again(Again),
     /// A job is over.
-    Ended(Box<Ended>),
+    Ended(Ended),
     /// A running job was told to stop.
     Cancelling(Cancelling),
 }

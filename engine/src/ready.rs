@@ -316,7 +316,7 @@ impl Engine {
             }
             let next = match line {
                 Line::Free => self.fill_free(pool, id, heads.peek().copied(), now, out),
-                Line::Ahead => self.give_ahead(pool, id, now, out),
+                Line::Ahead => self.give_ahead(pool, id, heads.peek().copied(), now, out),
             };
             debug_assert!(next.is_none_or(|n| (n.0, n.1) <= (priority, Reverse(id))));
             heads.extend(next);
@@ -357,21 +357,44 @@ impl Engine {
         next
     }
 
-    /// Gives the pool's first job to the least burdened full worker, if its class allows that.
-    fn give_ahead(&mut self, pool: u32, id: JobId, now: Time, out: &mut Effects) -> Option<Head> {
+    /// Gives the pool's first jobs to the least burdened full worker, for as long as it stays that, they stay the first
+    /// of all, and their class allows it. Answers with the pool's next job.
+    fn give_ahead(
+        &mut self,
+        pool: u32,
+        mut id: JobId,
+        other: Option<Head>,
+        now: Time,
+        out: &mut Effects,
+    ) -> Option<Head> {
         // A worker that a silent one hid may have got a free slot in this turn's eyes: then nothing is given ahead.
         if !self.queues.pool(pool).open.is_empty() {
             return None;
         }
-        let at = self.best_full(pool, now)?;
-        let class = self.queues.class(self.jobs.live(id).class);
-        let worker = self.workers.get(at);
-        if worker.over() >= class.prefetch(worker.slots, self.config.prefetch_max) {
-            return None;
+        let (at, rival) = self.best_full(pool, now)?;
+        let mut next;
+        loop {
+            let class = self.queues.class(self.jobs.live(id).class);
+            let worker = self.workers.get(at);
+            if worker.over() >= class.prefetch(worker.slots, self.config.prefetch_max) {
+                next = None;
+                break;
+            }
+            self.assign(pool, id, at);
+            next = self.head(pool, now, out);
+            let Some(head) = next else { break };
+            let worker = self.workers.get(at);
+            let seat = worker.claim(now, self.config.beat, self.config.prefetch_max);
+            let goes_on = other.is_none_or(|other| head > other)
+                && matches!(seat, Seat::Full { share } if rival.is_none_or(|rival| (share, at) < rival))
+                && self.jobs.live(head.1.0).has(Flag::Resident);
+            if !goes_on {
+                break;
+            }
+            id = head.1.0;
         }
-        self.assign(pool, id, at);
         self.seat(at, now);
-        self.head(pool, now, out)
+        next
     }
 
     /// The pool's first job that may run. Passes over those that have ended.
@@ -416,16 +439,25 @@ impl Engine {
         }
     }
 
-    fn best_full(&mut self, pool: u32, now: Time) -> Option<u32> {
+    /// The least burdened full worker of all that serve the pool, and the place in line of the next.
+    fn best_full(&mut self, pool: u32, now: Time) -> Option<(u32, Option<(u64, u32)>)> {
         loop {
             let profiles = &self.queues.pools[pool as usize].profiles;
-            let first = |at: &u32| self.ready.profiles[*at as usize].full.first().copied();
-            let ready = profiles.difference(&self.ready.waiting);
-            let (_, best) = ready.filter_map(first).min()?;
-            if !self.workers.get(best).is_silent(now, self.config.beat) {
-                return Some(best);
+            let (mut best, mut rival) = (None::<(u64, u32)>, None::<(u64, u32)>);
+            for &profile in profiles.difference(&self.ready.waiting) {
+                for &place in self.ready.profiles[profile as usize].full.iter().take(2) {
+                    if best.is_none_or(|best| place < best) {
+                        rival = best.replace(place);
+                    } else if rival.is_none_or(|rival| place < rival) {
+                        rival = Some(place);
+                    }
+                }
             }
-            self.seat(best, now);
+            let (_, at) = best?;
+            if !self.workers.get(at).is_silent(now, self.config.beat) {
+                return Some((at, rival));
+            }
+            self.seat(at, now);
         }
     }
 

@@ -28,7 +28,7 @@ fn all_at_once(data: &[u8]) {
         frame.encode(&mut bytes);
         // The header's flags aside, the bytes stood in the data just so.
         let rest = data.len() - decoder.buffer().len();
-        assert_eq!(bytes[6..], data[rest + 6 - bytes.len()..rest]);
+        assert_eq!(bytes[12..], data[rest + 12 - bytes.len()..rest]);
         if let Frame::Assign(assign) = frame {
             assign
                 .jobs

@@ -55,6 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             first,
             at,
             by: "".into(),
+            from: None,
             jobs: vec![job; size],
             key: None,
         };
@@ -67,6 +68,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             submissions: &[submission],
             facts: &facts,
             purges: &[],
+            tokens: &[],
+            audit: &[],
             totals: None,
             sync: true,
         })?;
@@ -93,7 +96,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn ended(job: JobId, epoch: hostler_wire::Epoch, worker: WorkerId, at: Time) -> Fact {
-    Fact::Ended(Box::new(Ended {
+    Fact::Ended(Ended {
         job,
         state: JobState::Succeeded,
         reason: Reason::None,
@@ -106,7 +109,7 @@ fn ended(job: JobId, epoch: hostler_wire::Epoch, worker: WorkerId, at: Time) -> 
         started: Some(at),
         at,
         detail: None,
-    }))
+    })
 }
 
 fn class() -> Class {

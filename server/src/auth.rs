@@ -1,58 +1,75 @@
-//! Access tokens: made at the first start, loaded at later ones, checked on both ports.
+//! Access tokens: who may do what, on both ports.
 //!
-//! `admin.token` opens HTTP, `worker.token` the worker port. Both lie in the data directory, readable by its owner only.
-//! In memory there is a SHA-256 digest of the one and a SCRAM verifier of the other: enough to check, not enough to use.
-//! A secret is 256 random bits, so that no slow hash is needed; it is compared in constant time, and an unknown id takes
-//! as long as a wrong secret.
+//! The first start makes two in files of the data directory, `admin.token` and `worker.token`, readable by their owner
+//! only; others are made by an admin and kept by the store. In memory and in the store there are digests and SCRAM
+//! keys: enough to check, not enough to use. A secret is 256 random bits, so that no slow hash is needed; it is compared
+//! in constant time, and an unknown id takes as long as a wrong secret.
 //!
-//! Without tokens HTTP is served on loopback addresses only. The worker port always demands its token.
+//! Revocation and expiry hold from the moment they are known: every request, and every beat of a worker's session, asks.
+//! Without tokens HTTP is served on loopback addresses only. The worker port always demands one.
 //!
-//! Not here: what a caller may do with a job (`http/intake.rs`), the handshake (`net`, `wire::handshake`).
+//! Not here: what a request does with its permission (`http`), the handshake (`net`, `wire::handshake`), the table of
+//! tokens on disk (`store`).
 
+mod bearer;
+mod files;
+mod rate;
+mod record;
+
+use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use hostler_engine::{Span, Time, WallTime};
+use hostler_wire::frame::Login;
 use hostler_wire::handshake::Verifier;
 use hostler_wire::token::{InvalidToken, Token};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use crate::config::Config;
+
+pub use bearer::Bearer;
+pub use rate::Failures;
+pub use record::{Proof, Right, Role, TokenChange, TokenRecord};
 
 /// The token that opens HTTP, beside the data.
 pub const ADMIN_FILE: &str = "admin.token";
 /// The token that opens the worker port, beside the data.
 pub const WORKER_FILE: &str = "worker.token";
+/// Most tokens kept, those of the last 30 days that are good for nothing any more included.
+pub const TOKENS_MAX: usize = 10_000;
 
 /// Who may do what. Nothing in it can be used to pose as somebody.
 #[derive(Debug)]
 pub struct Auth {
-    /// None: whoever reaches the port may do everything.
-    http: Option<[Known; 2]>,
-    worker: Verifier,
+    /// HTTP is served to anyone; this is who they are.
+    anyone: Option<Arc<Bearer>>,
+    known: RwLock<HashMap<Arc<str>, Arc<Bearer>>>,
+    /// Stands in for a token nobody knows, so that its secret is compared too.
+    nobody: Bearer,
+    /// Addresses that showed wrong tokens to HTTP.
+    failures: Mutex<Failures>,
+    /// Requests a second and jobs a second of tokens that say nothing else.
+    rates: (Option<u32>, Option<u32>),
+    counts: Counts,
 }
 
-/// A token as the server remembers it.
-#[derive(Debug)]
-struct Known {
-    id: Arc<str>,
-    role: Role,
-    digest: [u8; 32],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Admin,
-    Worker,
+/// What is counted here.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// HTTP requests without a token that is good for them.
+    pub denied: AtomicU64,
+    /// Of these, those above their address's rate that no entry of the audit trail tells of yet.
+    pub unsaid: AtomicU64,
+    /// HTTP requests above a token's rate.
+    pub rate_limited: AtomicU64,
 }
 
 /// Why a caller may not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied {
     /// No access token was sent.
     Missing,
@@ -60,8 +77,28 @@ pub enum Denied {
     Malformed(&'static str),
     /// It is none of this server's.
     Unknown,
-    /// It is, and its role is not enough.
-    Role,
+    /// It was, and was revoked.
+    Revoked,
+    /// It was, until its time was over.
+    Expired,
+    /// Too many wrong ones from that address.
+    TooMany,
+    /// It is one, and its role is not enough.
+    Role {
+        /// What it is.
+        role: Role,
+        /// What is needed.
+        needs: Right,
+    },
+    /// Too much in too short a time.
+    Rate {
+        /// Of what.
+        what: &'static str,
+        /// How many a second.
+        per_second: u32,
+        /// When to try again.
+        wait: Span,
+    },
 }
 
 /// Why the server cannot know who may do what.
@@ -91,85 +128,176 @@ pub enum AuthError {
 }
 
 impl Auth {
-    /// Loads the tokens of the data directory, and makes those that are not there.
-    pub fn open(config: &Config) -> Result<Self, AuthError> {
+    /// Whether that configuration may be served at all: without tokens only on loopback.
+    pub fn check(config: &Config) -> Result<(), AuthError> {
         if config.no_auth && !config.listen.ip().is_loopback() {
             return Err(AuthError::Open {
                 listen: config.listen,
             });
         }
-        let admin = load_or_make(&config.data_dir, ADMIN_FILE, Role::Admin)?;
-        let worker = load_or_make(&config.data_dir, WORKER_FILE, Role::Worker)?;
-        Ok(Self::new((!config.no_auth).then_some(&admin), &worker))
+        Ok(())
+    }
+
+    /// Loads the tokens of the data directory, makes those that are not there, and takes those the store keeps.
+    pub fn open(config: &Config, kept: &[TokenRecord]) -> Result<Self, AuthError> {
+        Self::check(config)?;
+        let admin = files::load_or_make(&config.data_dir, ADMIN_FILE, Role::Admin)?;
+        let worker = files::load_or_make(&config.data_dir, WORKER_FILE, Role::Worker)?;
+        let mut auth = Self::new((!config.no_auth).then_some(&admin), &worker);
+        let limits = &config.limits;
+        auth.rates = (
+            limits.token_requests_per_second,
+            limits.token_jobs_per_second,
+        );
+        for record in kept {
+            auth.add(record.clone());
+        }
+        // The files come last: what they hold is good, whatever the store remembers of that id.
+        auth.add_file(&admin, Role::Admin, ADMIN_FILE);
+        auth.add_file(&worker, Role::Worker, WORKER_FILE);
+        Ok(auth)
     }
 
     /// From tokens at hand; without an admin token HTTP is open.
     pub fn new(admin: Option<&Token>, worker: &Token) -> Self {
-        Self {
-            http: admin.map(|admin| {
-                [
-                    Known::new(admin, Role::Admin),
-                    Known::new(worker, Role::Worker),
-                ]
-            }),
-            worker: Verifier::new(worker),
+        let nobody = Token {
+            role: String::new(),
+            id: String::new(),
+            secret: [0; 32],
+        };
+        let auth = Self {
+            anyone: admin.is_none().then(|| Arc::new(Bearer::anyone())),
+            known: RwLock::default(),
+            nobody: Bearer::new(TokenRecord::new(&nobody, Role::Read), (None, None)),
+            failures: Mutex::default(),
+            rates: (None, None),
+            counts: Counts::default(),
+        };
+        if let Some(admin) = admin {
+            auth.add_file(admin, Role::Admin, ADMIN_FILE);
         }
+        auth.add_file(worker, Role::Worker, WORKER_FILE);
+        auth
     }
 
     /// Whether HTTP is served to anyone.
     pub fn is_open(&self) -> bool {
-        self.http.is_none()
+        self.anyone.is_some()
     }
 
-    /// Who calls, by the `Authorization` header: the id of an admin's token, or an empty one where none is needed.
-    pub fn admin(&self, authorization: Option<&[u8]>) -> Result<Arc<str>, Denied> {
-        let Some(known) = &self.http else {
-            return Ok(Arc::from(""));
-        };
-        let token = bearer(authorization.ok_or(Denied::Missing)?)?;
-        let digest: [u8; 32] = Sha256::digest(token.secret).into();
-        // Every known token is compared, whatever the id: time tells nothing.
-        let mut found = None;
-        for known in known {
-            let same = known.digest.ct_eq(&digest) & known.id.as_bytes().ct_eq(token.id.as_bytes());
-            if bool::from(same) {
-                found = Some(known);
+    /// What is counted.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Who calls, by the `Authorization` header.
+    pub fn caller(
+        &self,
+        authorization: Option<&[u8]>,
+        from: IpAddr,
+        now: Time,
+        wall: WallTime,
+    ) -> Result<Arc<Bearer>, Denied> {
+        if let Some(anyone) = &self.anyone {
+            return Ok(Arc::clone(anyone));
+        }
+        let found = self.find(authorization, wall);
+        match &found {
+            Ok(known) => {
+                let granted = known.take_request(now);
+                if granted.is_err() {
+                    self.counts.rate_limited.fetch_add(1, Ordering::Relaxed);
+                }
+                granted?;
+            }
+            Err(_) => {
+                self.counts.denied.fetch_add(1, Ordering::Relaxed);
+                let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                if !failures.add(from, now) {
+                    return Err(Denied::TooMany);
+                }
             }
         }
-        match found {
-            Some(known) if known.role == Role::Admin => Ok(Arc::clone(&known.id)),
-            Some(_worker) => Err(Denied::Role),
-            None => Err(Denied::Unknown),
-        }
+        found
     }
 
-    /// What checks a worker that claims the token with this id.
-    pub fn verifier(&self, token_id: &str) -> Option<&Verifier> {
-        (self.worker.token_id == token_id).then_some(&self.worker)
+    fn find(&self, authorization: Option<&[u8]>, wall: WallTime) -> Result<Arc<Bearer>, Denied> {
+        let token = token_of(authorization.ok_or(Denied::Missing)?)?;
+        let known = self.get(&token.id);
+        // A made-up one is compared, too: time tells nothing.
+        let same = known.as_deref().unwrap_or(&self.nobody).proves(&token);
+        let known = known.filter(|_| same).ok_or(Denied::Unknown)?;
+        known.check(wall).map(|()| known)
     }
-}
 
-impl Known {
-    fn new(token: &Token, role: Role) -> Self {
-        Self {
-            id: Arc::from(token.id.as_str()),
-            role,
-            digest: Sha256::digest(token.secret).into(),
-        }
+    /// What checks a worker that claims the token with this id, if that is good for anything.
+    pub fn verifier(&self, id: &str, wall: WallTime) -> Option<Verifier> {
+        let known = self.get(id)?;
+        known.check(wall).ok()?;
+        known.verifier()
     }
-}
 
-impl Role {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::Worker => "worker",
+    /// Whether a worker that has proven this token may be what it says it is; else why not.
+    pub fn admits(&self, id: &str, login: &Login, wall: WallTime) -> Result<(), String> {
+        let known = self.get(id).filter(|known| known.check(wall).is_ok());
+        let known = known.ok_or("the access token was revoked, or has expired")?;
+        known.admits(login)
+    }
+
+    /// Whether that token is still good.
+    pub fn holds(&self, id: &str, wall: WallTime) -> bool {
+        self.get(id).is_some_and(|known| known.check(wall).is_ok())
+    }
+
+    /// There is a new one.
+    pub fn add(&self, record: TokenRecord) {
+        let known = Arc::new(Bearer::new(record, self.rates));
+        self.insert(known);
+    }
+
+    fn add_file(&self, token: &Token, role: Role, file: &'static str) {
+        let record = TokenRecord::new(token, role);
+        self.insert(Arc::new(Bearer::new(record, self.rates).in_file(file)));
+    }
+
+    fn insert(&self, known: Arc<Bearer>) {
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(Arc::clone(&known.id), known);
+    }
+
+    /// That one, whether it is good for anything or not.
+    pub fn get(&self, id: &str) -> Option<Arc<Bearer>> {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(id).cloned()
+    }
+
+    /// All of them, oldest first.
+    pub fn all(&self) -> Vec<Arc<Bearer>> {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = all.values().cloned().collect();
+        all.sort_by(|a, b| (a.record.created, &a.id).cmp(&(b.record.created, &b.id)));
+        all
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        all.len()
+    }
+
+    /// A secret and an id nobody has yet.
+    pub fn make(&self, role: Role) -> Result<Token, AuthError> {
+        loop {
+            let token = files::make(role).map_err(AuthError::Random)?;
+            if self.get(&token.id).is_none() {
+                return Ok(token);
+            }
         }
     }
 }
 
 /// The token of a `Bearer` header.
-fn bearer(authorization: &[u8]) -> Result<Token, Denied> {
+fn token_of(authorization: &[u8]) -> Result<Token, Denied> {
     let text = std::str::from_utf8(authorization).unwrap_or_default();
     let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
     if !scheme.eq_ignore_ascii_case("bearer") {
@@ -178,80 +306,6 @@ fn bearer(authorization: &[u8]) -> Result<Token, Denied> {
         ));
     }
     Token::parse(token.trim()).map_err(|InvalidToken(why)| Denied::Malformed(why))
-}
-
-fn load_or_make(dir: &Path, name: &str, role: Role) -> Result<Token, AuthError> {
-    let path = dir.join(name);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let token = make(role).map_err(AuthError::Random)?;
-            let kept = keep(dir, &path, &token);
-            return kept.map_or_else(|error| Err(AuthError::File { path, error }), |()| Ok(token));
-        }
-        Err(error) => return Err(AuthError::File { path, error }),
-    };
-    if let Ok(about) = fs::metadata(&path)
-        && about.permissions().mode() & 0o077 != 0
-    {
-        tracing::warn!(path = %path.display(), "others than its owner may read this access token");
-    }
-    match Token::parse(text.trim()) {
-        Ok(token) if token.role == role.name() => Ok(token),
-        Ok(token) => {
-            let why = format!(
-                "it holds a token for {}, not for {}",
-                token.role,
-                role.name()
-            );
-            Err(AuthError::Content { path, why })
-        }
-        Err(InvalidToken(why)) => Err(AuthError::Content {
-            path,
-            why: why.into(),
-        }),
-    }
-}
-
-/// Makes a token of random bytes.
-fn make(role: Role) -> Result<Token, getrandom::Error> {
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret)?;
-    let mut id = String::new();
-    while id.len() < 8 {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes)?;
-        // Bytes above the last multiple of 62 are left out, so that every letter is as likely.
-        let fair = bytes.iter().filter(|byte| **byte < 248);
-        id.extend(fair.map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])));
-    }
-    id.truncate(8);
-    Ok(Token {
-        role: role.name().to_owned(),
-        id,
-        secret,
-    })
-}
-
-const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-
-/// Writes the token beside its place and moves it there: a crash leaves a whole file or none.
-fn keep(dir: &Path, path: &Path, token: &Token) -> io::Result<()> {
-    let fresh = path.with_extension("token.new");
-    match fs::remove_file(&fresh) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    writeln!(file, "{token}")?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    File::open(dir)?.sync_all()
 }
 
 impl fmt::Display for AuthError {
@@ -277,10 +331,24 @@ impl std::error::Error for AuthError {}
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    const NOW: Time = Time::from_micros(1_000_000);
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn wall(ms: u64) -> WallTime {
+        WallTime::from_millis(ms)
+    }
 
     fn config(dir: &tempfile::TempDir) -> Config {
         Config::new(dir.path().to_owned())
+    }
+
+    fn open(dir: &tempfile::TempDir) -> Auth {
+        Auth::open(&config(dir), &[]).unwrap()
     }
 
     fn header(dir: &tempfile::TempDir, file: &str) -> Vec<u8> {
@@ -288,10 +356,25 @@ mod tests {
         format!("Bearer {}", token.trim()).into_bytes()
     }
 
+    fn ask(auth: &Auth, header: &[u8], at: u64) -> Result<Arc<str>, Denied> {
+        let caller = auth.caller(Some(header), HERE, NOW, wall(at));
+        caller.map(|known| Arc::clone(&known.id))
+    }
+
+    /// A token of that role, good until then.
+    fn made(auth: &Auth, role: Role, change: impl FnOnce(&mut TokenRecord)) -> (Token, Vec<u8>) {
+        let token = auth.make(role).unwrap();
+        let mut record = TokenRecord::new(&token, role);
+        change(&mut record);
+        auth.add(record);
+        let header = format!("Bearer {token}").into_bytes();
+        (token, header)
+    }
+
     #[test]
     fn the_first_start_makes_tokens_for_their_owner_only_and_later_ones_load_them() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Auth::open(&config(&dir)).unwrap();
+        let first = open(&dir);
         let admin = header(&dir, ADMIN_FILE);
         for file in [ADMIN_FILE, WORKER_FILE] {
             let mode = fs::metadata(dir.path().join(file))
@@ -300,30 +383,27 @@ mod tests {
                 .mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
-        let second = Auth::open(&config(&dir)).unwrap();
-        let id = first.admin(Some(&admin)).unwrap();
-        assert_eq!(second.admin(Some(&admin)).unwrap(), id);
+        let second = open(&dir);
+        let id = ask(&first, &admin, 0).unwrap();
+        assert_eq!(ask(&second, &admin, 0), Ok(Arc::clone(&id)));
         assert_eq!(id.len(), 8);
         assert_eq!(header(&dir, ADMIN_FILE), admin);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]
-    fn only_the_admin_of_this_server_is_let_in() {
+    fn only_tokens_of_this_server_are_let_in() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let auth = Auth::open(&config(&dir)).unwrap();
-        Auth::open(&config(&other)).unwrap();
-        assert_eq!(auth.admin(None), Err(Denied::Missing));
+        let auth = open(&dir);
+        open(&other);
+        let missing = auth.caller(None, HERE, NOW, wall(0));
+        assert_eq!(missing.unwrap_err(), Denied::Missing);
         assert_eq!(
-            auth.admin(Some(&header(&dir, WORKER_FILE))),
-            Err(Denied::Role)
-        );
-        assert_eq!(
-            auth.admin(Some(&header(&other, ADMIN_FILE))),
+            ask(&auth, &header(&other, ADMIN_FILE), 0),
             Err(Denied::Unknown)
         );
         for wrong in ["Bearer x", "Basic abc", "", "Bearer", "bearer \u{e9}"] {
-            let denied = auth.admin(Some(wrong.as_bytes()));
+            let denied = ask(&auth, wrong.as_bytes(), 0);
             assert!(
                 matches!(denied, Err(Denied::Malformed(_))),
                 "{wrong:?}: {denied:?}"
@@ -332,39 +412,125 @@ mod tests {
     }
 
     #[test]
+    fn a_workers_token_is_known_on_http_and_has_no_right_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = open(&dir);
+        let worker = auth.caller(Some(&header(&dir, WORKER_FILE)), HERE, NOW, wall(0));
+        let worker = worker.unwrap();
+        for needs in [Right::Read, Right::Submit, Right::Admin] {
+            let role = Role::Worker;
+            assert_eq!(worker.may(needs), Err(Denied::Role { role, needs }));
+        }
+    }
+
+    #[test]
     fn a_known_id_with_another_secret_is_unknown() {
         let dir = tempfile::tempdir().unwrap();
-        let auth = Auth::open(&config(&dir)).unwrap();
-        let text = fs::read_to_string(dir.path().join(ADMIN_FILE)).unwrap();
-        let mut token = Token::parse(text.trim()).unwrap();
-        token.secret[31] ^= 1;
+        let auth = open(&dir);
+        for file in [ADMIN_FILE, WORKER_FILE] {
+            let text = fs::read_to_string(dir.path().join(file)).unwrap();
+            let mut token = Token::parse(text.trim()).unwrap();
+            token.secret[31] ^= 1;
+            let header = format!("Bearer {token}");
+            assert_eq!(ask(&auth, header.as_bytes(), 0), Err(Denied::Unknown));
+        }
+    }
+
+    #[test]
+    fn the_role_is_the_one_that_is_kept_whatever_the_text_of_the_token_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = open(&dir);
+        let (mut token, _) = made(&auth, Role::Read, |_| {});
+        token.role = "admin".into();
         let header = format!("Bearer {token}");
-        assert_eq!(auth.admin(Some(header.as_bytes())), Err(Denied::Unknown));
+        let caller = auth.caller(Some(header.as_bytes()), HERE, NOW, wall(0));
+        let caller = caller.unwrap();
+        assert!(caller.may(Right::Read).is_ok());
+        assert!(caller.may(Right::Submit).is_err() && caller.may(Right::Admin).is_err());
+    }
+
+    #[test]
+    fn an_expired_or_revoked_token_opens_neither_port_from_that_moment_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = open(&dir);
+        let until = |record: &mut TokenRecord| record.expires = Some(wall(500));
+        let (_, header) = made(&auth, Role::Submit, until);
+        assert!(ask(&auth, &header, 499).is_ok());
+        assert_eq!(ask(&auth, &header, 500), Err(Denied::Expired));
+        let (worker, _) = made(&auth, Role::Worker, until);
+        assert!(auth.verifier(&worker.id, wall(499)).is_some());
+        assert!(auth.holds(&worker.id, wall(499)));
+        assert_eq!(auth.verifier(&worker.id, wall(500)), None);
+        assert!(!auth.holds(&worker.id, wall(500)));
+
+        let (token, header) = made(&auth, Role::Submit, |_| {});
+        let caller = auth.caller(Some(&header), HERE, NOW, wall(0)).unwrap();
+        auth.get(&token.id).unwrap().revoke(wall(7));
+        assert_eq!(ask(&auth, &header, 8), Err(Denied::Revoked));
+        // Whoever was let in before is asked again and out, too.
+        assert_eq!(caller.check(wall(8)), Err(Denied::Revoked));
     }
 
     #[test]
     fn a_worker_is_checked_by_its_tokens_id() {
         let dir = tempfile::tempdir().unwrap();
-        let auth = Auth::open(&config(&dir)).unwrap();
+        let auth = open(&dir);
         let text = fs::read_to_string(dir.path().join(WORKER_FILE)).unwrap();
         let token = Token::parse(text.trim()).unwrap();
-        assert_eq!(auth.verifier(&token.id), Some(&Verifier::new(&token)));
-        assert_eq!(auth.verifier("nobody00"), None);
+        assert_eq!(
+            auth.verifier(&token.id, wall(0)),
+            Some(Verifier::new(&token))
+        );
+        assert_eq!(auth.verifier("nobody00", wall(0)), None);
+        let admin = fs::read_to_string(dir.path().join(ADMIN_FILE)).unwrap();
+        let admin = Token::parse(admin.trim()).unwrap();
+        assert_eq!(auth.verifier(&admin.id, wall(0)), None);
+    }
+
+    #[test]
+    fn wrong_tokens_are_rate_limited_by_address_and_a_right_one_is_never_kept_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = open(&dir);
+        let admin = header(&dir, ADMIN_FILE);
+        let denials: Vec<_> = (0..50)
+            .map(|_| ask(&auth, b"Bearer x", 0).unwrap_err())
+            .collect();
+        assert_eq!(
+            denials.iter().filter(|it| **it == Denied::TooMany).count(),
+            30
+        );
+        assert!(ask(&auth, &admin, 0).is_ok());
+        let elsewhere = IpAddr::from([10, 0, 0, 1]);
+        let other = auth.caller(Some(b"Bearer x"), elsewhere, NOW, wall(0));
+        assert!(matches!(other, Err(Denied::Malformed(_))));
+    }
+
+    #[test]
+    fn a_token_has_its_own_rate_or_the_servers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&dir);
+        config.limits.token_requests_per_second = Some(3);
+        let auth = Auth::open(&config, &[]).unwrap();
+        let (_, plain) = made(&auth, Role::Read, |_| {});
+        let (_, own) = made(&auth, Role::Read, |it| it.requests_per_second = Some(5));
+        let granted = |header: &[u8]| (0..9).filter(|_| ask(&auth, header, 0).is_ok()).count();
+        assert_eq!((granted(&plain), granted(&own)), (3, 5));
+        assert_eq!(auth.counts().rate_limited.load(Ordering::Relaxed), 6 + 4);
     }
 
     #[test]
     fn a_damaged_or_exchanged_file_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        Auth::open(&config(&dir)).unwrap();
+        open(&dir);
         let (admin, worker) = (dir.path().join(ADMIN_FILE), dir.path().join(WORKER_FILE));
         fs::copy(&worker, &admin).unwrap();
-        let error = Auth::open(&config(&dir)).unwrap_err().to_string();
+        let error = Auth::open(&config(&dir), &[]).unwrap_err().to_string();
         assert!(
             error.contains("admin.token") && error.contains("not for admin"),
             "{error}"
         );
         fs::write(&admin, "hostler_admin_half").unwrap();
-        let error = Auth::open(&config(&dir)).unwrap_err().to_string();
+        let error = Auth::open(&config(&dir), &[]).unwrap_err().to_string();
         assert!(
             error.contains("admin.token") && !error.contains("half"),
             "{error}"
@@ -376,11 +542,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config(&dir);
         config.no_auth = true;
-        assert!(Auth::open(&config).unwrap().is_open());
-        assert_eq!(&*Auth::open(&config).unwrap().admin(None).unwrap(), "");
+        let auth = Auth::open(&config, &[]).unwrap();
+        assert!(auth.is_open());
+        let anyone = auth.caller(None, HERE, NOW, wall(0)).unwrap();
+        assert_eq!((&*anyone.id, anyone.may(Right::Admin)), ("", Ok(())));
         for wide in ["0.0.0.0:7440", "[::]:7440", "10.0.0.1:7440"] {
             config.listen = wide.parse().unwrap();
-            let error = Auth::open(&config).unwrap_err();
+            let error = Auth::open(&config, &[]).unwrap_err();
             assert!(matches!(error, AuthError::Open { .. }), "{wide}");
         }
     }

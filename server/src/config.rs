@@ -2,8 +2,13 @@
 //! command line's business.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
+
+use hostler_tls::ServerFiles;
+use hostler_wire::Allow;
 
 /// A server's settings.
 #[derive(Clone, Debug)]
@@ -26,10 +31,14 @@ pub struct Config {
     pub durability: Durability,
     /// No access tokens on HTTP: refused unless `listen` is a loopback address.
     pub no_auth: bool,
+    /// TLS on both ports; none: both are plain.
+    pub tls: Option<ServerFiles>,
+    /// Plain ports may be opened on addresses others can reach. Access tokens are readable on the way then.
+    pub allow_plaintext: bool,
     /// Types of job accepted at intake.
-    pub allow_commands: bool,
-    /// Types of job accepted at intake.
-    pub allow_handlers: bool,
+    pub allow: Allow,
+    /// Threads that serve HTTP.
+    pub http_threads: usize,
     /// Every bound; see docs/limits.md.
     pub limits: Limits,
 }
@@ -51,10 +60,16 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Most jobs in one request.
     pub batch_jobs_max: usize,
+    /// HTTP requests a second of a token that has no rate of its own; above: 429. None: any number.
+    pub token_requests_per_second: Option<u32>,
+    /// Jobs submitted a second of a token that has no rate of its own; above: 429. None: any number.
+    pub token_jobs_per_second: Option<u32>,
     /// Bytes of submissions waiting for their commit; above: 503.
     pub intake_bytes_max: usize,
     /// Open HTTP connections; above: the connection gets a 503 and closes.
     pub http_connections_max: usize,
+    /// Of these, from one address; above: the same.
+    pub http_connections_per_address_max: usize,
     /// Until a request's headers must be there.
     pub http_header_timeout: Duration,
     /// Until its body must be there.
@@ -69,12 +84,22 @@ pub struct Limits {
     pub resident_bytes_max: usize,
     /// Connections on the worker port.
     pub worker_connections_max: usize,
+    /// Of these, from one address; above: refused as busy.
+    pub worker_connections_per_address_max: usize,
     /// Until a connection on the worker port must have proven itself.
     pub handshake_timeout: Duration,
+    /// TLS handshakes at once on each port; above: the next wait, those that take long make room.
+    pub tls_handshakes_max: usize,
     /// Bytes waiting to be sent to one worker; above: it is disconnected.
     pub worker_send_bytes_max: usize,
     /// Output kept of one attempt.
     pub output_bytes_max: u64,
+    /// Output on disk, of all jobs; above: the oldest goes before its time.
+    pub output_total_bytes_max: u64,
+    /// How long the output of jobs that did not fail is kept.
+    pub output_keep: Duration,
+    /// How long any output is kept.
+    pub output_keep_failed: Duration,
     /// Bytes of output waiting for the output thread; above: pipes are not read.
     pub output_pending_bytes_max: usize,
     /// Result kept with a job.
@@ -88,8 +113,11 @@ impl Default for Limits {
         Self {
             body_bytes_max: 8 << 20,
             batch_jobs_max: 10_000,
+            token_requests_per_second: None,
+            token_jobs_per_second: None,
             intake_bytes_max: 64 << 20,
-            http_connections_max: 4_096,
+            http_connections_max: 16_384,
+            http_connections_per_address_max: 8_192,
             http_header_timeout: Duration::from_secs(10),
             http_body_timeout: Duration::from_secs(30),
             http_idle_timeout: Duration::from_secs(60),
@@ -97,9 +125,14 @@ impl Default for Limits {
             live_jobs_max: 50_000_000,
             resident_bytes_max: 64 << 20,
             worker_connections_max: 16_384,
+            worker_connections_per_address_max: 8_192,
             handshake_timeout: Duration::from_secs(10),
+            tls_handshakes_max: 256,
             worker_send_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
+            output_total_bytes_max: 64 << 30,
+            output_keep: Duration::from_secs(7 * 24 * 3_600),
+            output_keep_failed: Duration::from_secs(30 * 24 * 3_600),
             output_pending_bytes_max: 8 << 20,
             result_bytes_max: 256 << 10,
             key_retention: Duration::from_secs(24 * 3_600),
@@ -110,6 +143,8 @@ impl Default for Limits {
 impl Config {
     /// Shortest `worker_grace`: two heartbeats. With less a worker that is well would be given up between two of them.
     pub const WORKER_GRACE_MIN: Duration = Duration::from_secs(4);
+    /// Most threads that serve HTTP: beyond this the one writer is what is waited for.
+    pub const HTTP_THREADS_MAX: usize = 8;
 
     /// Defaults around a data directory.
     pub fn new(data_dir: PathBuf) -> Self {
@@ -123,16 +158,31 @@ impl Config {
             drain_timeout: Duration::from_secs(30),
             durability: Durability::Fsync,
             no_auth: false,
-            allow_commands: true,
-            allow_handlers: true,
+            tls: None,
+            allow_plaintext: false,
+            allow: Allow::ALL,
+            http_threads: http_threads(thread::available_parallelism().map_or(1, NonZero::get)),
             limits: Limits::default(),
         }
     }
 }
 
+/// Threads that serve HTTP on so many processors. One keeps the writer busy, so that is what few processors get: on
+/// two, a second one takes from the writer and the workers what it gives.
+fn http_threads(processors: usize) -> usize {
+    (processors / 4).clamp(1, Config::HTTP_THREADS_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_gets_more_threads_where_there_are_processors_to_spare() {
+        for (processors, threads) in [(1, 1), (2, 1), (4, 1), (8, 2), (16, 4), (96, 8)] {
+            assert_eq!(http_threads(processors), threads);
+        }
+    }
 
     #[test]
     fn the_limits_page_tells_every_default() {

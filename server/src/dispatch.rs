@@ -81,8 +81,8 @@ pub enum Ask {
     List {
         /// States wanted.
         states: Vec<JobState>,
-        /// In this queue.
-        queue: Option<Box<str>>,
+        /// In one of these queues; empty = any.
+        queues: Vec<Box<str>>,
         /// Below (descending) or above this id, exclusive.
         after: Option<JobId>,
         /// Newest first.

@@ -10,8 +10,10 @@
 //!
 //! Not here: SQL (`store`), scheduling (`engine`), worker sockets (`net`).
 
+mod audit;
 mod body;
 mod conn;
+mod crowd;
 mod guard;
 mod intake;
 mod jobs;
@@ -21,12 +23,15 @@ mod params;
 mod problem;
 mod query;
 mod route;
+mod scrape;
+mod stream;
+mod tokens;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -35,6 +40,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hostler_tls::Live;
 use hostler_wire::Epoch;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -45,14 +51,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::auth::Auth;
+use crate::auth::{Auth, Bearer};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::body::Body;
 use crate::http::conn::{Conn, Socket};
+use crate::http::crowd::{Crowd, Full};
 use crate::http::problem::{Code, Refusal};
+use crate::http::stream::{Begun, Stream, Tls};
+use crate::mailbox::{Receiver, Wake, mailbox};
 use crate::metrics::Health;
-use crate::{dispatch, output, store};
+use crate::store::writer::Answer;
+use crate::{dispatch, net, output, store};
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -78,6 +88,8 @@ pub struct Parts {
     pub reader: store::reader::Handle,
     /// Live jobs and workers.
     pub dispatch: dispatch::Handle,
+    /// The wire thread, whose figures are shown.
+    pub net: net::Handle,
     /// What jobs print.
     pub output: output::Handle,
     /// Who may.
@@ -94,6 +106,8 @@ pub struct Parts {
     pub cluster: [u8; 16],
     /// Which start of the server.
     pub epoch: Epoch,
+    /// What connections begin with; none: they are plain.
+    pub tls: Option<Arc<Live>>,
 }
 
 /// The HTTP threads.
@@ -135,18 +149,30 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
     let (stop, stopped) = watch::channel(None);
-    let shared = Arc::new(Shared::new(parts)?);
+    let all = Arc::new(All::new(&parts)?);
     let threads = (0..threads.max(1))
         .map(|number| {
             // Clones of one socket: with SO_REUSEPORT a second server would share the port in silence.
             let listener = listener.try_clone()?;
-            let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+            let (sender, answers) = mailbox(&Wake::task());
+            let parts = Parts {
+                writer: parts.writer.through(sender),
+                ..parts.clone()
+            };
+            let shared = Arc::new(Shared::new(parts, Arc::clone(&all)));
+            let stopped = stopped.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             std::thread::Builder::new()
                 .name(format!("http-{number}"))
-                .spawn(move || runtime.block_on(accept(listener, shared, stopped)))
+                .spawn(move || {
+                    runtime.block_on(async {
+                        tokio::spawn(deliver(answers));
+                        tokio::spawn(pulse(shared.pulse()));
+                        accept(listener, shared, stopped).await;
+                    });
+                })
         })
         .collect::<io::Result<_>>()?;
     Ok(Handle {
@@ -156,13 +182,49 @@ pub fn spawn(listener: TcpListener, parts: Parts, threads: usize) -> io::Result<
     })
 }
 
-/// What the threads share.
+/// Reads a body of JSON as intake does; how many jobs it has. For the micro benches.
+#[doc(hidden)]
+pub fn read_jobs(config: &Config, bearer: &Arc<Bearer>, body: &bytes::Bytes) -> Option<usize> {
+    let who = route::Who {
+        bearer: Arc::clone(bearer),
+        from: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+    let read = intake::read(config, &who, guard::Media::Json, body).ok()?;
+    Some(read.submission.jobs.len())
+}
+
+/// Takes the writer's answers to where they are awaited.
+async fn deliver(answers: Receiver<Answer>) {
+    const AT_ONCE_MAX: usize = 1_024;
+    let mut some = Vec::new();
+    loop {
+        std::future::poll_fn(|cx| answers.poll_filled(cx)).await;
+        answers.drain(&mut some, AT_ONCE_MAX);
+        some.drain(..).for_each(Answer::deliver);
+    }
+}
+
+/// A timer that is due before all others. A runtime wakes itself, by a system call and a vain look at its sockets, for
+/// each new timer that is due before all it had: without this one that was each request's, nearly twice.
+async fn pulse(every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// What a thread works with.
 struct Shared {
     parts: Parts,
     routes: route::Routes,
     http: http1::Builder,
+    all: Arc<All>,
+}
+
+/// What the threads share.
+struct All {
+    tls: Option<Tls>,
     /// Open connections of all threads.
-    open: AtomicUsize,
+    crowd: Crowd,
     /// Connections being told that there are too many.
     refusing: AtomicUsize,
     /// Makes request ids: random bits of this start, and a count.
@@ -178,8 +240,25 @@ impl fmt::Debug for Shared {
     }
 }
 
+impl All {
+    fn new(parts: &Parts) -> io::Result<Self> {
+        let limits = &parts.config.limits;
+        let tls = parts.tls.clone().map(|live| {
+            let (max, timeout) = (limits.tls_handshakes_max, limits.http_header_timeout);
+            Tls::new(live, max, timeout)
+        });
+        Ok(Self {
+            tls,
+            crowd: Crowd::new(limits),
+            refusing: AtomicUsize::new(0),
+            id_prefix: getrandom::u64().map_err(io::Error::other)?,
+            ids: AtomicU64::new(0),
+        })
+    }
+}
+
 impl Shared {
-    fn new(parts: Parts) -> io::Result<Self> {
+    fn new(parts: Parts, all: Arc<All>) -> Self {
         let limits = &parts.config.limits;
         let mut http = http1::Builder::new();
         // Without a timer hyper drops its timeouts in silence. Its header timeout runs between requests too, so it is
@@ -188,16 +267,23 @@ impl Shared {
             .header_read_timeout(limits.http_idle_timeout.max(limits.http_header_timeout))
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX);
-        let id_prefix = getrandom::u64().map_err(io::Error::other)?;
-        Ok(Self {
+        Self {
             parts,
             routes: route::Routes::new(),
             http,
-            open: AtomicUsize::new(0),
-            refusing: AtomicUsize::new(0),
-            id_prefix,
-            ids: AtomicU64::new(0),
-        })
+            all,
+        }
+    }
+
+    /// Half of the shortest time that a timer of a connection waits, so that it is due first however late in it.
+    fn pulse(&self) -> Duration {
+        const LEAST: Duration = Duration::from_millis(100);
+        let limits = &self.parts.config.limits;
+        let shortest = limits
+            .http_header_timeout
+            .min(limits.http_body_timeout)
+            .min(limits.http_idle_timeout);
+        (shortest / 2).max(LEAST)
     }
 
     /// The client's name for the request, or a new one.
@@ -207,8 +293,8 @@ impl Shared {
                 && id.as_bytes().iter().all(u8::is_ascii_graphic)
         });
         theirs.cloned().unwrap_or_else(|| {
-            let number = self.ids.fetch_add(1, Ordering::Relaxed);
-            let id = format!("{:08x}-{number}", self.id_prefix >> 32);
+            let number = self.all.ids.fetch_add(1, Ordering::Relaxed);
+            let id = format!("{:08x}-{number}", self.all.id_prefix >> 32);
             HeaderValue::from_str(&id).expect("hex digits, a dash and digits")
         })
     }
@@ -229,9 +315,9 @@ async fn accept(
     let mut no_room = false;
     while let Either::Left(accepted) = race(listener.accept(), told(&mut stop)).await {
         match accepted {
-            Ok((stream, _from)) => {
+            Ok((stream, from)) => {
                 no_room = false;
-                admit(stream, &shared, &here, stopping.clone());
+                admit(stream, from.ip(), &shared, &here, stopping.clone());
             }
             Err(error) => {
                 // Descriptors or memory ran out, or the client has gone already: the next one may do better.
@@ -271,11 +357,12 @@ impl Here {
 struct Place {
     shared: Arc<Shared>,
     here: Arc<Here>,
+    address: IpAddr,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.all.crowd.leave(self.address);
         self.here.open.fetch_sub(1, Ordering::Relaxed);
         self.here.gone.notify_one();
     }
@@ -284,53 +371,56 @@ impl Drop for Place {
 /// Serves a connection, or tells it that there are too many.
 fn admit(
     stream: TcpStream,
+    address: IpAddr,
     shared: &Arc<Shared>,
     here: &Arc<Here>,
     stop: watch::Receiver<Option<Duration>>,
 ) {
-    let max = shared.parts.config.limits.http_connections_max;
-    if shared.open.fetch_add(1, Ordering::Relaxed) >= max {
-        shared.open.fetch_sub(1, Ordering::Relaxed);
-        return refuse(stream, shared, max);
+    if let Err(full) = shared.all.crowd.enter(address) {
+        return refuse(stream, shared, full);
     }
     here.open.fetch_add(1, Ordering::Relaxed);
     let place = Place {
         shared: Arc::clone(shared),
         here: Arc::clone(here),
+        address,
     };
     tokio::spawn(async move {
-        serve(stream, &place.shared, stop).await;
+        serve(stream, address, &place.shared, stop).await;
         drop(place);
     });
 }
 
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
-fn refuse(stream: TcpStream, shared: &Arc<Shared>, max: usize) {
+fn refuse(stream: TcpStream, shared: &Arc<Shared>, full: Full) {
     const AT_ONCE_MAX: usize = 64;
-    if shared.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
-        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+    if shared.all.tls.is_some() {
+        return; // it would have to agree on TLS first, only to be told
+    }
+    if shared.all.refusing.fetch_add(1, Ordering::Relaxed) >= AT_ONCE_MAX {
+        shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
         return;
     }
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let detail =
-            format!("{max} connections are open (limits.http_connections_max); try again later");
-        let answer = problem::raw(Code::Connections, &detail);
+        let answer = problem::raw(Code::Connections, &full.to_string());
         // A few hundred bytes always fit into a fresh socket's buffer.
         if stream.writable().await.is_ok() && stream.try_write(&answer).is_ok() {
             let limits = &shared.parts.config.limits;
             let conn = Arc::new(Conn::default());
+            let stream = Stream::Plain(stream);
             Socket::new(stream, conn, limits.http_header_timeout, WRITE_TIMEOUT)
                 .close_slowly()
                 .await;
         }
-        shared.refusing.fetch_sub(1, Ordering::Relaxed);
+        shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
     });
 }
 
 /// One connection, from its first request to its close.
 async fn serve(
     stream: TcpStream,
+    from: IpAddr,
     shared: &Arc<Shared>,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
@@ -339,14 +429,21 @@ async fn serve(
         return;
     }
     let conn = Arc::new(Conn::default());
+    let socket = match &shared.all.tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match race(secure(stream, tls, shared), told(&mut stop)).await {
+            Either::Left(Some(stream)) => stream,
+            Either::Left(None) | Either::Right(()) => return,
+        },
+    };
     let limits = &shared.parts.config.limits;
     let socket = Socket::new(
-        stream,
+        socket,
         Arc::clone(&conn),
         limits.http_header_timeout,
         WRITE_TIMEOUT,
     );
-    let service = service_fn(|request| Box::pin(answer(shared, &conn, request)));
+    let service = service_fn(|request| Box::pin(answer(shared, &conn, from, request)));
     let mut http = shared.http.serve_connection(TokioIo::new(socket), service);
     let ended = {
         let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
@@ -357,21 +454,43 @@ async fn serve(
         // Whatever it came to, the connection ends.
         drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
     }
+    let socket = http.into_parts().io.into_inner();
     if conn.lingers() {
-        http.into_parts().io.into_inner().close_slowly().await;
+        socket.close_slowly().await;
+    } else {
+        socket.close().await;
     }
+}
+
+/// TLS, or none: then the client has been told why, where that can be done.
+async fn secure(stream: TcpStream, tls: &Tls, shared: &Shared) -> Option<Stream> {
+    let peer = stream.peer_addr().ok();
+    let (stream, answer, error) = match tls.begin(stream).await {
+        Ok(Begun::Tls(stream)) => return Some(stream),
+        Ok(Begun::Plain(stream, answer)) => (Some(stream), answer, "it speaks plain HTTP".into()),
+        Ok(Begun::Refused(stream, error)) => (Some(stream), Vec::new(), error.to_string()),
+        Err(error) => (None, Vec::new(), error.to_string()),
+    };
+    tracing::info!(?peer, %error, "a client found no TLS in common with this server");
+    if let Some(stream) = stream {
+        let timeout = shared.parts.config.limits.http_header_timeout;
+        let socket = Socket::new(stream, Arc::default(), timeout, WRITE_TIMEOUT);
+        socket.close_with(&answer).await;
+    }
+    None
 }
 
 /// One request.
 async fn answer(
     shared: &Shared,
     conn: &Arc<Conn>,
+    from: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let busy = conn.begin();
     let id = shared.request_id(request.headers());
     let (head, body) = request.into_parts();
-    let outcome = caught(shared.routes.answer(&shared.parts, &head, body)).await;
+    let outcome = caught(shared.routes.answer(&shared.parts, from, &head, body)).await;
     let mut response = outcome.unwrap_or_else(|refusal| {
         if refusal.close {
             conn.linger();

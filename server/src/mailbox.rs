@@ -8,6 +8,8 @@
 //! Not here: bounds. Whoever lets something in from outside (HTTP, workers) counts what is in flight and refuses more.
 
 use std::sync::{Arc, OnceLock};
+#[cfg(not(loom))]
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 #[cfg(loom)]
@@ -34,6 +36,9 @@ enum Bell {
     /// It polls sockets.
     #[cfg(not(loom))]
     Poll(mio::Waker),
+    /// It is a task of a runtime, which is known once it has been polled; before, nobody needs to wake it.
+    #[cfg(not(loom))]
+    Task(OnceLock<Waker>),
 }
 
 /// One receiving thread's sleep, shared by all that may wake it.
@@ -61,6 +66,15 @@ impl Wake {
         })
     }
 
+    /// For a task that sleeps in [`Receiver::poll_filled`]: the one that does so first.
+    #[cfg(not(loom))]
+    pub fn task() -> Arc<Self> {
+        Arc::new(Self {
+            sleeping: AtomicBool::new(false),
+            bell: Bell::Task(OnceLock::new()),
+        })
+    }
+
     /// Wakes the receiver if it sleeps or is about to. Call after what it should see has been pushed.
     pub fn wake(&self) {
         fence(Ordering::SeqCst);
@@ -75,6 +89,12 @@ impl Wake {
                 Bell::Poll(waker) => {
                     // An eventfd write fails only if the counter is full: then the poll wakes anyway.
                     drop(waker.wake());
+                }
+                #[cfg(not(loom))]
+                Bell::Task(sleeper) => {
+                    if let Some(task) = sleeper.get() {
+                        task.wake_by_ref();
+                    }
                 }
             }
         }
@@ -156,6 +176,16 @@ impl<T> Sender<T> {
         self.wake.wake();
     }
 
+    /// Pushes one message and leaves the waking to [`Sender::wake`], so that several cost one.
+    pub fn push(&self, message: T) {
+        self.queue.push(message);
+    }
+
+    /// Wakes the receiver, if it sleeps.
+    pub fn wake(&self) {
+        self.wake.wake();
+    }
+
     /// Pushes several and wakes the receiver once.
     pub fn send_all(&self, messages: impl IntoIterator<Item = T>) {
         let mut any = false;
@@ -193,6 +223,24 @@ impl<T> Receiver<T> {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Ready once something waits. For a receiver under [`Wake::task`], polled by one task only.
+    #[cfg(not(loom))]
+    pub fn poll_filled(&self, cx: &Context<'_>) -> Poll<()> {
+        if let Bell::Task(sleeper) = &self.wake.bell {
+            // The waker of a task goes on being its waker.
+            let sleeper = sleeper.get_or_init(|| cx.waker().clone());
+            debug_assert!(sleeper.will_wake(cx.waker()), "one task sleeps here");
+        }
+        if self.queue.is_empty() {
+            self.wake.about_to_sleep();
+            if self.queue.is_empty() {
+                return Poll::Pending;
+            }
+            self.wake.awake();
+        }
+        Poll::Ready(())
     }
 
     /// Sleeps until something comes or the time is over. For a receiver with this mailbox only; one with several uses
@@ -258,5 +306,45 @@ mod looming {
         pub(super) fn is_empty(&self) -> bool {
             self.len.load(Ordering::Acquire) == 0
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_task_is_woken_once_for_what_comes_while_it_sleeps() {
+        let count = Arc::new(Count::default());
+        let woken = || count.0.load(Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&count));
+        let cx = Context::from_waker(&waker);
+        let (sender, receiver) = mailbox(&Wake::task());
+        sender.send(1);
+        assert!(receiver.poll_filled(&cx).is_ready());
+        assert_eq!(woken(), 0, "nobody slept");
+        let mut taken = Vec::new();
+        receiver.drain(&mut taken, 8);
+        assert!(receiver.poll_filled(&cx).is_pending());
+        sender.push(2);
+        sender.push(3);
+        assert_eq!(woken(), 0, "a push alone wakes nobody");
+        sender.wake();
+        sender.send(4);
+        assert_eq!(woken(), 1);
+        assert!(receiver.poll_filled(&cx).is_ready());
+        receiver.drain(&mut taken, 8);
+        assert_eq!(taken, [1, 2, 3, 4]);
     }
 }

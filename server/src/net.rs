@@ -8,6 +8,8 @@
 //! connections are taken, the oldest that has said nothing for a second makes room. Workers that do not read are cut
 //! off at a bound. Output waits for the output thread, control never does.
 //!
+//! Plain and TLS connections go the same way; what differs is each one's channel (`hostler_tls`).
+//!
 //! Keeps: one [`Arrival::Left`] for each [`Arrival::Joined`], and nothing of that session after it.
 //!
 //! Not here: what a frame means (`dispatch`), what becomes of output (`output`), what silence means (the engine).
@@ -16,19 +18,22 @@ mod conn;
 mod listener;
 mod peers;
 mod pipe;
+mod shakes;
 mod wire;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::BytesMut;
+use hostler_tls::Live;
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Frame, Login, RefuseCode};
-use hostler_wire::handshake::{Identity, Verifier};
+use hostler_wire::handshake::Identity;
 
+use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::mailbox::{AbortOnPanic, Receiver, Sender, Wake, mailbox};
@@ -76,6 +81,8 @@ pub enum Post {
         /// In words.
         message: String,
     },
+    /// An access token is good for nothing any more: its sessions end.
+    TokensChanged,
     /// Accept no new connections (the server stops); the old ones stay.
     StopAccepting,
     /// Close everything, end.
@@ -119,8 +126,21 @@ pub enum Arrival {
 /// How the wire thread tells dispatch. Leaves nothing behind in the vector.
 pub type Tell = Box<dyn FnMut(&mut Vec<Arrival>) + Send>;
 
-/// Finds what is kept of a worker's token, by its id.
-pub type FindVerifier = Arc<dyn Fn(&str) -> Option<Verifier> + Send + Sync>;
+/// Why a visitor was refused: it did not prove its token.
+pub const UNPROVEN: &str = "unauthorised";
+
+/// Somebody showed a token on the worker port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The token's id, proven or not.
+    pub token: Box<str>,
+    /// From where.
+    pub from: IpAddr,
+    /// Who it says it is; what an unproven one says is not repeated.
+    pub worker: Option<Box<str>>,
+    /// Why it was refused; empty if it was not.
+    pub refused: &'static str,
+}
 
 /// What others may see of the wire thread at any time.
 #[derive(Debug, Default)]
@@ -135,6 +155,8 @@ pub struct Status {
     pub refused: Counter,
     /// Of these, for a wrong token.
     pub unauthorised: Counter,
+    /// Of these, for what they said instead of TLS, or within it.
+    pub tls_failed: Counter,
     /// Workers cut off because they did not read.
     pub cut_off: Counter,
     /// Frames from workers.
@@ -162,11 +184,15 @@ pub struct Needs {
     /// Who we are.
     pub identity: Identity,
     /// Who may come.
-    pub find_verifier: FindVerifier,
+    pub auth: Arc<Auth>,
+    /// Is told who came.
+    pub visits: Box<dyn Fn(Visit) + Send>,
     /// Where control frames go.
     pub tell: Tell,
     /// Where output goes.
     pub output: output::Handle,
+    /// What connections begin with; none: they are plain.
+    pub tls: Option<Arc<Live>>,
 }
 
 /// Opens a port for many clients at once, as HTTP needs one too.

@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::mailbox::{Sender, Wake, mailbox};
-use crate::metrics::Counter;
+use crate::metrics::{Commits, Counter};
 
 /// Where an attempt's output lives, as the number stored with the attempt: in this server's segments. Other storages
 /// will have other numbers.
@@ -45,6 +45,12 @@ pub const DIR: &str = "output";
 /// The smallest limit of an attempt's output: with less, head and tail would be made of crumbs.
 pub const LIMIT_BYTES_MIN: u64 = 4_096;
 
+/// What a segment of output has, about.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// The least bound of all output: one segment that is written and one that is looked back on.
+pub const TOTAL_BYTES_MIN: u64 = 2 * SEGMENT_BYTES;
+
 /// Most bytes of one page, whatever was asked for: so a reader never holds up writing for long.
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
@@ -53,7 +59,7 @@ pub const WAITING_READERS_MAX: usize = 16_384;
 
 pub use files::{Files, How, OpenFile, SystemFiles};
 pub use thread::Keeper;
-pub(crate) use verify::verify;
+pub use verify::verify;
 
 /// One output socket's number.
 pub type PipeId = u64;
@@ -80,16 +86,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// As configured; the times are those of semantics 30.
+    /// As configured.
     pub fn new(config: &Config) -> Self {
         Self {
             dir: config.data_dir.join(DIR),
             files: Arc::new(SystemFiles),
             output_bytes_max: config.limits.output_bytes_max,
-            segment_bytes: 64 << 20,
-            keep: Duration::from_secs(7 * 24 * 3_600),
-            keep_failed: Duration::from_secs(30 * 24 * 3_600),
-            total_bytes_max: 64 << 30,
+            segment_bytes: SEGMENT_BYTES,
+            keep: config.limits.output_keep,
+            keep_failed: config.limits.output_keep_failed,
+            total_bytes_max: config.limits.output_total_bytes_max,
             linger: Duration::from_secs(10),
         }
     }
@@ -129,6 +135,22 @@ pub type AskEnds = Box<dyn FnMut(Vec<JobId>) -> PollEnds + Send>;
 /// Looks whether the answer is there; an answer of none means that there will not be one.
 pub type PollEnds = Box<dyn FnMut() -> Option<Option<Vec<JobId>>> + Send>;
 
+/// Whom the output thread speaks to, and whom it steps back for.
+pub struct Ways {
+    /// To the wire thread.
+    pub answers: Answers,
+    /// To the records.
+    pub ends: AskEnds,
+    /// The database's, on the same disk as a rule.
+    pub commits: Arc<Commits>,
+}
+
+impl std::fmt::Debug for Ways {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ways").finish_non_exhaustive()
+    }
+}
+
 /// What others may see of the output thread at any time.
 #[derive(Debug, Default)]
 pub struct Status {
@@ -166,13 +188,8 @@ impl Status {
 }
 
 /// Opens the store of output and starts its thread.
-pub fn spawn(
-    options: Options,
-    clock: Clock,
-    answers: Answers,
-    ends: AskEnds,
-) -> io::Result<(Handle, JoinHandle<()>)> {
-    let (handle, keeper) = open(options, clock, answers, ends)?;
+pub fn spawn(options: Options, clock: Clock, ways: Ways) -> io::Result<(Handle, JoinHandle<()>)> {
+    let (handle, keeper) = open(options, clock, ways)?;
     let thread = std::thread::Builder::new()
         .name("output".into())
         .spawn(move || {
@@ -183,12 +200,7 @@ pub fn spawn(
 }
 
 /// Opens the store of output; whoever called lets it take its turns.
-pub fn open(
-    options: Options,
-    clock: Clock,
-    answers: Answers,
-    ends: AskEnds,
-) -> io::Result<(Handle, Keeper)> {
+pub fn open(options: Options, clock: Clock, ways: Ways) -> io::Result<(Handle, Keeper)> {
     let status = Arc::new(Status::default());
     let segments = segments::Segments::open(options, clock.wall().millis())?;
     *status.damage.lock().unwrap_or_else(PoisonError::into_inner) = segments.damage().to_vec();
@@ -196,7 +208,6 @@ pub fn open(
 
     let (sender, inbox) = mailbox(&Wake::parking());
     let shared = Arc::clone(&status);
-    let ways = thread::Ways { answers, ends };
     let keeper = Keeper::new(segments, inbox, ways, clock, shared);
     Ok((Handle { sender, status }, keeper))
 }

@@ -8,6 +8,7 @@
 //! unstarted work recalled; HTTP finishes what it has; what is in flight is committed and acknowledged; then the threads
 //! end, the store last. Running jobs stay with their workers. All of it within the drain timeout.
 
+use std::borrow::Cow;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,20 +20,21 @@ use std::{fmt, fs, io};
 use hostler_engine::event::Restore;
 use hostler_engine::lanes::Lanes;
 use hostler_engine::{Engine, Span};
+use hostler_tls::{FilesError, Live, ServerFiles};
 use hostler_wire::handshake::Identity;
 use hostler_wire::{Epoch, JobId, JobState, mutation};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use crate::auth::{Auth, AuthError};
+use crate::auth::{Auth, AuthError, TokenChange};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatch::Message;
 use crate::mailbox::{Receiver, Sender, Wake, mailbox};
-use crate::metrics::Health;
-use crate::net::Post;
+use crate::metrics::{Commits, Health};
+use crate::net::{Post, Visit};
 use crate::output::Answer;
-use crate::store::seam::{Opening, Store, StoreError};
+use crate::store::seam::{AuditEntry, Opening, Store, StoreError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::writer::Notice;
 use crate::{dispatch, http, net, output, store};
@@ -64,6 +66,7 @@ pub struct Server {
     threads: Threads,
     drain_timeout: Duration,
     addresses: PathBuf,
+    tls: Option<Arc<Live>>,
 }
 
 /// What may end a server.
@@ -104,6 +107,28 @@ struct Joins {
 #[derive(Clone, Debug)]
 pub struct Stopper(Sender<Control>);
 
+/// Has a server read its files again while it serves: on HUP.
+#[derive(Clone, Debug)]
+pub struct Reloader {
+    tls: Option<Arc<Live>>,
+}
+
+impl Reloader {
+    /// New connections begin with what the files say now. What is wrong with them is told in the trace and changes nothing.
+    pub fn reload(&self) {
+        let Some(tls) = &self.tls else {
+            return tracing::info!("nothing to read again: the ports are plain");
+        };
+        match tls.reload() {
+            Ok(()) => tracing::info!(times = tls.reloads(), "the certificates were read again"),
+            Err(error) => {
+                let failed = tls.failed_reloads();
+                tracing::error!(%error, failed, "the old certificates stay in use");
+            }
+        }
+    }
+}
+
 impl Stopper {
     /// Begins an orderly stop; `Server::wait` returns when it is done.
     pub fn stop(&self) {
@@ -113,9 +138,13 @@ impl Stopper {
 
 impl Server {
     /// Opens the data directory, recovers, and serves. Returns when the server is ready.
-    pub fn start(config: Config) -> Result<Self, StartError> {
+    pub fn start(mut config: Config) -> Result<Self, StartError> {
+        refuse_open_ports(&config)?;
+        Auth::check(&config)?;
+        let tls = config.tls.clone().map(|files| open_tls(files, &mut config));
+        let tls = tls.transpose()?;
         let store = SqliteStore::open(&config.data_dir)?;
-        let auth = Arc::new(Auth::open(&config)?);
+        let auth = Arc::new(Auth::open(&config, &store.opening().tokens)?);
         let http_listener = net::listen(config.listen).map_err(|error| StartError::Listen {
             what: "http",
             address: config.listen,
@@ -132,7 +161,8 @@ impl Server {
         let http_addr = http_listener.local_addr().map_err(StartError::Thread)?;
         let worker_addr = worker_port.address();
         let drain_timeout = config.drain_timeout;
-        let threads = start_threads(config, store, auth, (http_listener, worker_port), &control)?;
+        let parts = (store, auth, tls.clone());
+        let threads = start_threads(config, parts, (http_listener, worker_port), &control)?;
         publish(&addresses, http_addr, worker_addr).map_err(StartError::Thread)?;
         tracing::info!(http = %http_addr, workers = %worker_addr, "ready");
         Ok(Self {
@@ -143,7 +173,20 @@ impl Server {
             threads,
             drain_timeout,
             addresses,
+            tls,
         })
+    }
+
+    /// Whether its ports speak TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Something to have its files read again by.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            tls: self.tls.clone(),
+        }
     }
 
     /// Where HTTP listens.
@@ -211,10 +254,43 @@ impl Threads {
     }
 }
 
+/// Access tokens travel readable on plain HTTP, and what jobs do on both ports.
+fn refuse_open_ports(config: &Config) -> Result<(), StartError> {
+    if config.tls.is_some() {
+        return Ok(());
+    }
+    for (what, address) in [("http", config.listen), ("worker", config.worker_listen)] {
+        if address.ip().is_loopback() {
+            continue;
+        }
+        if !config.allow_plaintext {
+            return Err(StartError::Plaintext { what, address });
+        }
+        tracing::warn!(
+            port = what,
+            %address,
+            "without TLS: whoever can listen on the way reads access tokens and jobs, and can use them"
+        );
+    }
+    Ok(())
+}
+
+fn open_tls(files: ServerFiles, config: &mut Config) -> Result<Arc<Live>, StartError> {
+    let configs = files.load().map_err(StartError::Tls)?;
+    if let Some(why) = &configs.outdated {
+        tracing::warn!(file = %files.cert.display(), %why, "no client accepts this certificate");
+    }
+    if configs.key_is_open {
+        tracing::warn!(file = %files.key.display(), "others than its owner may read this key");
+    }
+    // No page of another site can be at a name that we have a certificate for.
+    config.allowed_hosts.extend(configs.names.iter().cloned());
+    Ok(Arc::new(Live::new(files, configs)))
+}
+
 fn start_threads(
     config: Config,
-    mut store: SqliteStore,
-    auth: Arc<Auth>,
+    (mut store, auth, tls): (SqliteStore, Arc<Auth>, Option<Arc<Live>>),
     (http_listener, worker_port): (TcpListener, net::Net),
     control: &Sender<Control>,
 ) -> Result<Threads, StartError> {
@@ -234,7 +310,9 @@ fn start_threads(
     let (records, record_reader) = reader("records", &store, &dispatch)?;
     let (bodies, body_reader) = reader("bodies", &store, &dispatch)?;
     let net = worker_port.handle();
-    let (output, output_thread) = start_output(&config, clock, &net, &records)?;
+    let counters = Arc::<store::writer::Counters>::default();
+    let commits = Arc::clone(&counters.under_way);
+    let (output, output_thread) = start_output(&config, clock, &net, &records, commits)?;
 
     let dispatch_parts = dispatch::Parts {
         wake: Arc::clone(&dispatch_wake),
@@ -261,15 +339,14 @@ fn start_threads(
             epoch: opening.epoch,
             epoch_nonce: opening.epoch_nonce,
         },
-        find_verifier: {
-            let auth = Arc::clone(&auth);
-            Arc::new(move |id: &str| auth.verifier(id).cloned())
-        },
+        auth: Arc::clone(&auth),
+        visits: visits(&auth, &writer, clock),
         tell: {
             let dispatch = dispatch.clone();
             Box::new(move |batch| dispatch.tell_all(batch.drain(..).map(Message::Worker)))
         },
         output: output.clone(),
+        tls: tls.clone(),
     };
     let (mut port, mut opened) = (Some((worker_port, needs)), None);
     let live = recover(&mut store, &dispatch, &mut || {
@@ -279,7 +356,6 @@ fn start_threads(
         .expect("recovery opens the port")
         .map_err(StartError::Thread)?;
 
-    let counters = Arc::default();
     let writer_parts = store::writer::Parts {
         store: Box::new(store),
         inbox: writer_inbox,
@@ -302,10 +378,12 @@ fn start_threads(
     };
     let writer_thread = store::writer::spawn(writer_parts).map_err(StartError::Thread)?;
 
+    let http_threads = config.http_threads;
     let http_parts = http::Parts {
         writer: writer.clone(),
         reader: records.clone(),
         dispatch: dispatch.clone(),
+        net: net.clone(),
         output: output.clone(),
         auth,
         counters,
@@ -314,8 +392,9 @@ fn start_threads(
         config: Arc::new(config),
         cluster: opening.cluster,
         epoch: opening.epoch,
+        tls,
     };
-    let http = http::spawn(http_listener, http_parts, 1).map_err(StartError::Thread)?;
+    let http = http::spawn(http_listener, http_parts, http_threads).map_err(StartError::Thread)?;
     health.set_ready();
     let joins = Joins {
         dispatch: dispatch_thread,
@@ -388,11 +467,44 @@ fn notify(
     })
 }
 
+/// What the worker port tells of who came, for the writer.
+fn visits(
+    auth: &Arc<Auth>,
+    writer: &store::writer::Handle,
+    clock: Clock,
+) -> Box<dyn Fn(Visit) + Send> {
+    let (auth, writer) = (Arc::clone(auth), writer.clone());
+    Box::new(move |visit| {
+        let at = clock.wall();
+        // The id of a token that was not proven is a stranger's word.
+        let proven = visit.refused != net::UNPROVEN;
+        let known = auth.get(&visit.token).filter(|_| proven);
+        if let Some(known) = known.as_ref().filter(|_| visit.refused.is_empty())
+            && known.touch(at)
+        {
+            let id = Arc::clone(&known.id);
+            writer.used(TokenChange::Used { id, at });
+        }
+        writer.note(AuditEntry {
+            at,
+            token: known.map_or_else(|| Arc::from(""), |known| Arc::clone(&known.id)),
+            from: Some(visit.from),
+            action: Cow::Borrowed("worker_login"),
+            object: visit.worker,
+            jobs: None,
+            requests: 1,
+            status: 0,
+            code: Cow::Borrowed(visit.refused),
+        });
+    })
+}
+
 fn start_output(
     config: &Config,
     clock: Clock,
     net: &net::Handle,
     records: &store::reader::Handle,
+    commits: Arc<Commits>,
 ) -> Result<(output::Handle, JoinHandle<()>), StartError> {
     let net = net.clone();
     let answers = Box::new(move |answers: &mut Vec<Answer>| {
@@ -410,7 +522,12 @@ fn start_output(
             Err(TryRecvError::Empty) => None,
         })
     });
-    output::spawn(output::Options::new(config), clock, answers, ends).map_err(StartError::Thread)
+    let ways = output::Ways {
+        answers,
+        ends,
+        commits,
+    };
+    output::spawn(output::Options::new(config), clock, ways).map_err(StartError::Thread)
 }
 
 fn reader(
@@ -491,6 +608,15 @@ pub enum StartError {
     Store(StoreError),
     /// The access tokens.
     Auth(AuthError),
+    /// TLS's files.
+    Tls(FilesError),
+    /// A plain port on an address that others can reach.
+    Plaintext {
+        /// Which: `http` or `worker`.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+    },
     /// A port.
     Listen {
         /// Which: `http` or `worker`.
@@ -509,6 +635,12 @@ impl fmt::Display for StartError {
         match self {
             Self::Store(error) => error.fmt(f),
             Self::Auth(error) => error.fmt(f),
+            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Plaintext { what, address } => write!(
+                f,
+                "the {what} port {address} can be reached from elsewhere, and without TLS access tokens and jobs \
+                 can be read on the way"
+            ),
             Self::Listen {
                 what,
                 address,

@@ -9,6 +9,7 @@ pub mod sqlite;
 pub mod verify;
 pub mod writer;
 
+mod audit;
 mod checkpoint;
 mod class;
 mod fold;
@@ -21,4 +22,13 @@ mod ranges;
 mod read;
 mod recover;
 mod retention;
+mod scan;
 mod sql;
+mod tokens;
+
+/// Folds facts as the writer does; how many rows they become. For the micro benches.
+#[doc(hidden)]
+pub fn folded_rows(epoch: hostler_wire::Epoch, facts: &[hostler_engine::Fact]) -> usize {
+    let rows = fold::fold(epoch, facts);
+    rows.assigned.len() + rows.started.len() + rows.attempts.len() + rows.ends.len()
+}

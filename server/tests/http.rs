@@ -4,11 +4,14 @@
     reason = "a test that cannot go on should stop where it stands"
 )]
 
+#[path = "http/authority.rs"]
+mod authority;
 #[path = "http/world.rs"]
 mod world;
 
 use std::time::Duration;
 
+use hostler_engine::QueueView;
 use hostler_engine::effect::CancelAnswer;
 use hostler_server::dispatch::LiveStatus;
 use hostler_server::store::writer::SubmitError;
@@ -320,7 +323,7 @@ fn good_values_at_their_bounds_are_taken() {
 
 #[test]
 fn types_of_job_are_allowed_or_not() {
-    let w = World::with(|config| config.allow_commands = false);
+    let w = World::with(|config| config.allow.commands = false);
     let answer = w.post(r#"{"command":["true"]}"#);
     assert_eq!(
         (answer.status, answer.code()),
@@ -652,6 +655,62 @@ fn a_path_says_which_methods_it_takes() {
         w.ask("GET", "/workers").json()["workers"][0]["labels"]["zone"],
         "a"
     );
+}
+
+#[test]
+fn metrics_are_told_as_prometheus_reads_them_and_a_queue_cannot_write_lines_of_its_own() {
+    let w = World::new();
+    let queue = |name: &str| QueueView {
+        name: name.into(),
+        queued: 2,
+        oldest: None,
+        held: 1,
+    };
+    w.fake().queues = vec![queue("video"), queue("a\"} 1\nevil{x=\"")];
+    let answer = w.ask("GET", "/metrics");
+    assert_eq!(answer.status, 200);
+    let kind = answer.header("content-type").unwrap().to_owned();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let text = answer.text();
+    for line in [
+        "# TYPE hostler_jobs_submitted counter",
+        "hostler_jobs_submitted_total 0.0",
+        "hostler_jobs_finished_total{outcome=\"succeeded\"} 0.0",
+        "hostler_jobs{state=\"queued\"} 3.0",
+        "hostler_queue_jobs{queue=\"video\",state=\"queued\"} 2.0",
+        "hostler_workers{state=\"connected\"} 1.0",
+        "hostler_ready 1.0",
+        "hostler_wal_bytes 0.0",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|it| it == line), "no {line} in {text}");
+    }
+    assert!(!text.lines().any(|line| line.starts_with("evil")), "{text}");
+    assert!(text.contains("process_resident_memory_bytes "), "{text}");
+    // As /stats, it is not for everybody.
+    let stranger = w
+        .connect()
+        .ask("GET", "/metrics", &[("authorization", "-")], b"");
+    assert_eq!(stranger.status, 401);
+}
+
+#[test]
+fn of_very_many_queues_some_have_rows_and_the_rest_is_counted() {
+    let w = World::new();
+    let queue = |n: u32| QueueView {
+        name: format!("q{n:04}").into(),
+        queued: 1,
+        oldest: None,
+        held: 0,
+    };
+    w.fake().queues = (0..1_000).map(queue).collect();
+    let answer = w.ask("GET", "/metrics");
+    let text = answer.text();
+    let rows = text
+        .lines()
+        .filter(|it| it.starts_with("hostler_queue_jobs{"));
+    assert_eq!(rows.count(), 2 * 256);
+    assert!(text.contains("\nhostler_queues_omitted 744.0\n"), "{text}");
 }
 
 #[test]

@@ -14,16 +14,18 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use hostler_server::auth::{Auth, Role as TokenRole, TokenRecord};
 use hostler_server::clock::Clock;
 use hostler_server::mailbox::{Wake, mailbox};
-use hostler_server::net::{self, Arrival, FindVerifier, Needs, Post};
+use hostler_server::net::{self, Arrival, Needs, Post, Visit};
 use hostler_server::output::{self, Options, Output};
 use hostler_server::{Config, config::Limits};
+use hostler_wire::codec::raw_frame;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{
     Beat, Chunk, Frame, Login, OutputEnd, RefuseCode, Refused, Role, Started, Stream,
 };
-use hostler_wire::handshake::{ClientHandshake, Identity, Verifier};
+use hostler_wire::handshake::{ClientHandshake, Identity};
 use hostler_wire::limits::FRAME_BYTES_MAX;
 use hostler_wire::token::Token;
 use hostler_wire::{Attempt, Epoch, Fence, JobId, SessionId};
@@ -36,6 +38,8 @@ struct Trial {
     net: net::Handle,
     output: output::Handle,
     arrivals: Receiver<Arrival>,
+    auth: Arc<Auth>,
+    visits: Receiver<Visit>,
     threads: Vec<JoinHandle<()>>,
     _dir: tempfile::TempDir,
 }
@@ -57,11 +61,16 @@ impl Trial {
         let answers =
             Box::new(move |batch: &mut Vec<_>| to_net.post_all(batch.drain(..).map(Post::from)));
         let ends = Box::new(|_| -> output::PollEnds { Box::new(|| Some(Some(Vec::new()))) });
-        let (output, output_thread) =
-            output::spawn(Options::new(&config), clock, answers, ends).unwrap();
+        let ways = output::Ways {
+            answers,
+            ends,
+            commits: Arc::default(),
+        };
+        let (output, output_thread) = output::spawn(Options::new(&config), clock, ways).unwrap();
         let to_output = stand_in.unwrap_or_else(|| output.clone());
         let (sender, arrivals) = channel();
-        let find: FindVerifier = Arc::new(|id| (id == token().id).then(|| Verifier::new(&token())));
+        let auth = Arc::new(Auth::new(None, &token()));
+        let (visitor, visits) = channel();
         let net_thread = net
             .spawn(Needs {
                 config,
@@ -71,13 +80,15 @@ impl Trial {
                     epoch: Epoch::new(3),
                     epoch_nonce: [2; 16],
                 },
-                find_verifier: find,
+                auth: Arc::clone(&auth),
+                visits: Box::new(move |visit| drop(visitor.send(visit))),
                 tell: Box::new(move |batch| {
                     for arrival in batch.drain(..) {
                         drop(sender.send(arrival)); // the test may be over
                     }
                 }),
                 output: to_output,
+                tls: None,
             })
             .unwrap();
         Self {
@@ -85,6 +96,8 @@ impl Trial {
             net: handle,
             output,
             arrivals,
+            auth,
+            visits,
             threads: vec![net_thread, output_thread],
             _dir: dir,
         }
@@ -347,19 +360,10 @@ fn many_wrong_tokens_make_their_address_wait() {
     };
     // Each second forgives one, so a slow run needs a few more than the twenty allowed.
     let waits = (0..1_000).position(|_| {
-        let mut client = t.client();
-        let (_, hello) = ClientHandshake::new(&wrong, Role::Control, [7; 32]);
-        client.send(&Frame::Hello(hello));
-        match client.next() {
-            Some(Frame::Challenge(_)) => {
-                client.send(&Frame::Login(Box::new(login("w"))));
-                assert_eq!(client.expect_refused().code, RefuseCode::Unauthorised);
-                false
-            }
-            Some(Frame::Refused(refused)) => {
-                assert_eq!(refused.code, RefuseCode::Busy);
-                true
-            }
+        let refused = t.client().join_with(&wrong, Role::Control, login("w"));
+        match refused.unwrap_err().code {
+            RefuseCode::Unauthorised => false,
+            RefuseCode::Busy => true,
             other => panic!("{other:?}"),
         }
     });
@@ -413,12 +417,16 @@ fn garbage_lengths_and_frames_before_their_time_end_their_own_connection_only() 
     let t = Trial::start(|_| {});
     let (mut worker, session) = t.worker("w1");
     let early = encoded(&Frame::Started(Started { fences: vec![] }));
-    let huge = [255, 255, 255, 127, 1, 0];
+    let huge = raw_frame(1, 0, &[0; 513]);
     let garbage = *b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-    for bytes in [&early[..], &huge, &garbage] {
+    for (bytes, code) in [
+        (&early[..], RefuseCode::Invalid),
+        (&huge[..12], RefuseCode::Invalid),
+        (&garbage, RefuseCode::Damaged),
+    ] {
         let mut stranger = t.client();
         stranger.send_bytes(bytes);
-        assert_eq!(stranger.expect_refused().code, RefuseCode::Invalid);
+        assert_eq!(stranger.expect_refused().code, code);
         t.expect_alive(&mut worker, session);
     }
     t.stop();
@@ -619,6 +627,124 @@ fn a_pipe_goes_with_its_session_and_a_newer_one_takes_its_place() {
 }
 
 #[test]
+fn a_pipe_of_another_token_is_not_let_into_a_session() {
+    let t = Trial::start(|_| {});
+    let (mut worker, session) = t.worker("w1");
+    let other = Token {
+        id: "otherone".into(),
+        secret: [6; 32],
+        ..token()
+    };
+    t.auth.add(TokenRecord::new(&other, TokenRole::Worker));
+    let refused = t
+        .client()
+        .join_with(&other, Role::Output, pipe_login("w1", session));
+    assert_eq!(refused.unwrap_err().code, RefuseCode::NoSession);
+    t.expect_alive(&mut worker, session);
+    t.client()
+        .join(Role::Output, pipe_login("w1", session))
+        .unwrap();
+    t.stop();
+}
+
+#[test]
+fn a_revoked_token_ends_its_sessions_at_once_and_lets_nobody_in_again() {
+    let t = Trial::start(|_| {});
+    let (mut other, others) = t.worker("other");
+    let revoked = Token {
+        id: "revoked0".into(),
+        secret: [6; 32],
+        ..token()
+    };
+    t.auth.add(TokenRecord::new(&revoked, TokenRole::Worker));
+    let mut worker = t.client();
+    let session = worker
+        .join_with(&revoked, Role::Control, login("w1"))
+        .unwrap();
+    assert!(matches!(t.news(), Arrival::Joined { .. }));
+    let known = t.auth.get(&revoked.id).unwrap();
+    known.revoke(Clock::resume(None).wall());
+    t.net.post(Post::TokensChanged);
+    let refused = worker.expect_refused();
+    assert_eq!(refused.code, RefuseCode::Unauthorised);
+    assert!(refused.message.contains("revoked"), "{}", refused.message);
+    t.expect_left(session);
+    let again = t
+        .client()
+        .join_with(&revoked, Role::Control, login("w1"))
+        .unwrap_err();
+    assert_eq!(again.code, RefuseCode::Unauthorised);
+    t.expect_alive(&mut other, others);
+    let visits: Vec<_> = t.visits.try_iter().collect();
+    let told = visits
+        .iter()
+        .map(|visit| (visit.worker.as_deref(), visit.refused));
+    let expected = [(Some("other"), ""), (Some("w1"), ""), (None, net::UNPROVEN)];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    t.stop();
+}
+
+#[test]
+fn an_expired_token_ends_its_sessions_within_a_beat() {
+    let t = Trial::start(|_| {});
+    let brief = Token {
+        id: "brief000".into(),
+        secret: [6; 32],
+        ..token()
+    };
+    let mut record = TokenRecord::new(&brief, TokenRole::Worker);
+    let wall = Clock::resume(None).wall().millis();
+    record.expires = Some(hostler_engine::WallTime::from_millis(wall + 1_500));
+    t.auth.add(record);
+    let mut worker = t.client();
+    worker
+        .join_with(&brief, Role::Control, login("w1"))
+        .unwrap();
+    assert_eq!(worker.expect_refused().code, RefuseCode::Unauthorised);
+    t.stop();
+}
+
+#[test]
+fn a_worker_that_wants_to_be_more_than_its_token_allows_is_refused_and_told_why() {
+    let t = Trial::start(|_| {});
+    let scoped = Token {
+        id: "scoped00".into(),
+        secret: [6; 32],
+        ..token()
+    };
+    let mut record = TokenRecord::new(&scoped, TokenRole::Worker);
+    record.queues = vec!["video".into()];
+    t.auth.add(record);
+    let refused = t.client().join_with(&scoped, Role::Control, login("w1"));
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code, RefuseCode::Unauthorised);
+    assert!(refused.message.contains("default"), "{}", refused.message);
+    let fitting = Login {
+        queues: vec!["video".into()],
+        ..login("w1")
+    };
+    let session = t.client().join_with(&scoped, Role::Control, fitting);
+    assert!(session.is_ok());
+    t.stop();
+}
+
+#[test]
+fn a_right_token_is_let_in_from_an_address_that_showed_many_wrong_ones() {
+    let t = Trial::start(|_| {});
+    let wrong = Token {
+        secret: [6; 32],
+        ..token()
+    };
+    for _ in 0..30 {
+        let refused = t.client().join_with(&wrong, Role::Control, login("w"));
+        assert!(refused.is_err());
+    }
+    let (mut worker, session) = t.worker("w1");
+    t.expect_alive(&mut worker, session);
+    t.stop();
+}
+
+#[test]
 fn a_worker_that_never_reads_is_cut_at_the_bound() {
     let t = Trial::start(|limits| limits.worker_send_bytes_max = 1 << 20);
     let (deaf, session) = t.worker("deaf");
@@ -680,6 +806,29 @@ fn one_connection_too_many_is_told_so() {
         refused.message
     );
     t.expect_alive(&mut one, session);
+    t.stop();
+}
+
+#[test]
+fn one_address_cannot_take_every_place() {
+    let t = Trial::start(|limits| limits.worker_connections_per_address_max = 2);
+    let (mut worker, session) = t.worker("w1");
+    let second = t.client();
+    let mut third = t.client();
+    let refused = third.expect_refused();
+    assert_eq!(refused.code, RefuseCode::Busy);
+    let limit = "worker_connections_per_address_max";
+    assert!(refused.message.contains(limit), "{}", refused.message);
+    t.expect_alive(&mut worker, session);
+    // Whoever leaves makes room again.
+    drop((second, third));
+    for _ in 0..2_000 {
+        if t.net.status().connections.value() == 1 {
+            break;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let _another = t.worker("w2");
     t.stop();
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hostler_server::clock::Clock;
 use hostler_server::output::{
-    self, Answer, AskEnds, Handle, Options, Page, PipeId, Read, ReadError,
+    self, Answer, AskEnds, Handle, Options, Page, PipeId, Read, ReadError, Ways,
 };
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{
@@ -42,7 +43,16 @@ impl Trial {
                 drop(sender.send(answer)); // the test may be over
             }
         });
-        let (output, thread) = output::spawn(options, Clock::resume(None), tell, ends).unwrap();
+        let (output, thread) = output::spawn(
+            options,
+            Clock::resume(None),
+            Ways {
+                answers: tell,
+                ends,
+                commits: Arc::default(),
+            },
+        )
+        .unwrap();
         Self {
             output,
             answers,
@@ -116,7 +126,7 @@ fn ends(well: Vec<u64>) -> AskEnds {
 
 fn options(dir: &Path) -> Options {
     Options {
-        files: std::sync::Arc::new(output::SystemFiles),
+        files: Arc::new(output::SystemFiles),
         dir: PathBuf::from(dir),
         output_bytes_max: 16 << 20,
         segment_bytes: 1 << 20,

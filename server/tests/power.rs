@@ -298,6 +298,15 @@ fn a_failed_sync_is_never_tried_again() {
 
 #[test]
 fn a_full_disk_refuses_and_a_server_with_space_again_goes_on_by_itself() {
+    refuses_and_goes_on(Trouble::Full, StoreErrorKind::Full);
+}
+
+#[test]
+fn a_read_only_file_system_refuses_and_a_server_that_may_write_again_goes_on_by_itself() {
+    refuses_and_goes_on(Trouble::ReadOnly, StoreErrorKind::ReadOnly);
+}
+
+fn refuses_and_goes_on(trouble: Trouble, kind: StoreErrorKind) {
     let ops = ops_of_a_life(Durability::Fsync);
     let mut refused = 0;
     for k in places(ops.len(), 2) {
@@ -308,7 +317,7 @@ fn a_full_disk_refuses_and_a_server_with_space_again_goes_on_by_itself() {
         let first = desk.accept(3);
         life.disk.fault(Fault {
             at: k,
-            trouble: Trouble::Full,
+            trouble,
             lasts: true,
         });
         let mut told = BTreeSet::from_iter(first..first + 3);
@@ -317,7 +326,7 @@ fn a_full_disk_refuses_and_a_server_with_space_again_goes_on_by_itself() {
             match desk.submit(submission(30)) {
                 Ok(accepted) => told.extend(accepted.first.raw()..accepted.first.raw() + 30),
                 Err(SubmitError::Refused(error)) => {
-                    assert_eq!(error.kind, StoreErrorKind::Full, "{error}");
+                    assert_eq!(error.kind, kind, "{error}");
                     assert!(desk.health.trouble().is_some(), "health says why");
                     was_refused = true;
                 }
@@ -345,7 +354,7 @@ fn a_full_disk_refuses_and_a_server_with_space_again_goes_on_by_itself() {
         };
         recovered.recover(k);
     }
-    println!("{refused} disks were full and took jobs again after");
+    println!("{refused} disks took nothing ({trouble:?}) and took jobs again after");
     assert!(refused > 0);
 }
 

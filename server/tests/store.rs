@@ -13,6 +13,7 @@ use hostler_engine::event::{Restore, RestoredAttempt, RestoredJob};
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started, WorkerFact};
 use hostler_engine::spec::{Class, ClassId, ClassSpec, Kind, Retry, Run};
 use hostler_engine::{Fact, Time, WallTime, When};
+use hostler_server::auth::{Role as TokenRole, TokenChange, TokenRecord};
 use hostler_server::clock::{Clock, Readings, Stamp};
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
@@ -20,15 +21,16 @@ use hostler_server::metrics::Health;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
 use hostler_server::store::reader;
 use hostler_server::store::seam::{
-    AttemptRecord, Batch, Commit, CommitError, Draft, KeyRecord, ListQuery, Lookup, Moment, NewJob,
-    Read, Record, Store, StoreError, StoreErrorKind, Submission, Totals,
+    AttemptRecord, AuditEntry, AuditQuery, Batch, Commit, CommitError, Draft, KeyRecord, ListQuery,
+    Lookup, Moment, NewJob, Read, Record, Store, StoreError, StoreErrorKind, Submission, Totals,
 };
 use hostler_server::store::sqlite::{FILE, SqliteStore};
 use hostler_server::store::writer::{
     self, Accepted, Counters, JobLanes, Notice, Rest, SubmitError, Writer,
 };
+use hostler_wire::token::Token;
 use hostler_wire::{
-    Attempt, Detail, Epoch, Fence, JobId, JobState, Priority, Reason, Usage, WorkerId,
+    Allow, Attempt, Detail, Epoch, Fence, JobId, JobState, Priority, Reason, Usage, WorkerId,
 };
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -111,6 +113,8 @@ on_every_store! {
     bodies_of_live_jobs_are_there
     a_missing_body_is_an_error
     the_last_commit_is_known_at_the_next_opening
+    tokens_are_what_they_were_and_lose_what_was_taken_from_them
+    the_audit_trail_pages_newest_first_and_is_kept_for_30_days
 }
 
 const WALL_MS: u64 = 1_700_000_000_000;
@@ -179,6 +183,8 @@ impl Trial {
             submissions,
             facts,
             purges,
+            tokens: &[],
+            audit: &[],
             totals: None,
             sync: true,
         });
@@ -189,6 +195,33 @@ impl Trial {
         done
     }
 
+    fn commit_tokens(&mut self, tokens: &[TokenChange]) {
+        self.commit_authority(tokens, &[]);
+    }
+
+    fn commit_audit(&mut self, audit: &[AuditEntry]) {
+        self.commit_authority(&[], audit);
+    }
+
+    fn commit_authority(&mut self, tokens: &[TokenChange], audit: &[AuditEntry]) {
+        let done = self.store.commit(&Commit {
+            epoch: self.store.opening().epoch,
+            batch: self.batch + 1,
+            stamp: self.stamp(),
+            ids_through: id(self.next + 1_000),
+            classes: &[],
+            submissions: &[],
+            facts: &[],
+            purges: &[],
+            tokens,
+            audit,
+            totals: None,
+            sync: true,
+        });
+        done.unwrap();
+        self.batch += 1;
+    }
+
     fn batch(&mut self, jobs: Vec<NewJob>) -> Batch {
         let first = id(self.next);
         self.next += jobs.len() as u64;
@@ -196,6 +229,7 @@ impl Trial {
             first,
             at: self.now,
             by: "tok_1".into(),
+            from: None,
             jobs,
             key: None,
         }
@@ -252,7 +286,7 @@ impl Trial {
     }
 
     fn ended(&self, job: u64, attempt: u16, state: JobState, reason: Reason) -> Fact {
-        Fact::Ended(Box::new(Ended {
+        Fact::Ended(Ended {
             job: id(job),
             state,
             reason,
@@ -261,7 +295,7 @@ impl Trial {
             started: (attempt > 0).then_some(self.now),
             at: self.now,
             detail: None,
-        }))
+        })
     }
 
     fn succeeded(&self, job: u64) -> Fact {
@@ -326,7 +360,7 @@ fn class(number: u32, queue: &str) -> Class {
 fn list(query: impl FnOnce(&mut ListQuery)) -> ListQuery {
     let mut whole = ListQuery {
         states: Vec::new(),
-        queue: None,
+        queues: Vec::new(),
         name: None,
         since: None,
         until: None,
@@ -746,10 +780,10 @@ fn filters_are_joined_by_and(ground: &dyn Ground) {
     t.commit(&[], &facts).unwrap();
     let mut reader = t.read();
     let mut ids = |query| pages(&mut *reader, query);
-    assert_eq!(ids(list(|q| q.queue = Some("audio".into()))), [2, 3, 5, 6]);
+    assert_eq!(ids(list(|q| q.queues = vec!["audio".into()])), [2, 3, 5, 6]);
     assert_eq!(
         ids(list(
-            |q| (q.queue, q.name) = (Some("audio".into()), Some("a".into()))
+            |q| (q.queues, q.name) = (vec!["audio".into()], Some("a".into()))
         )),
         [2, 5]
     );
@@ -1041,7 +1075,7 @@ impl World<'_> {
             Some(_) => JobState::Failed,
             None => JobState::Cancelled,
         };
-        self.facts.push(Fact::Ended(Box::new(Ended {
+        self.facts.push(Fact::Ended(Ended {
             job: id(job),
             state,
             reason: Reason::None,
@@ -1050,7 +1084,7 @@ impl World<'_> {
             started: model.running.and_then(|running| running.started),
             at: now,
             detail: None,
-        })));
+        }));
     }
 
     fn commit_jobs(&mut self) {
@@ -1173,6 +1207,68 @@ proptest! {
     }
 }
 
+#[test]
+fn a_backlog_that_several_threads_read_is_told_whole_in_order_and_in_few_runs() {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    let worker = t.worker(1);
+    t.commit(&[], &[worker]).unwrap();
+    let (first, all) = (t.next, 100_000);
+    let mut expected = BTreeMap::new();
+    while t.next < first + all {
+        let jobs: Vec<NewJob> = (t.next..t.next + 5_000)
+            .map(|job| NewJob {
+                priority: Priority::new(if job < 30_000 { 0 } else { -7 }),
+                due: (job % 9_000 == 0).then_some(When::Engine(Time::from_micros(7))),
+                expires: (job % 9_001 == 0).then_some(When::Wall(WallTime::from_millis(8))),
+                ..t.plain()
+            })
+            .collect();
+        let batch = t.batch(jobs);
+        for (place, job) in (0..).zip(&batch.jobs) {
+            let run = Run {
+                first: batch.first,
+                count: 1,
+                priority: job.priority,
+                class: Arc::clone(&job.class),
+                due: job.due,
+                expires: job.expires,
+                deadline: job.deadline,
+                resident: false,
+            };
+            expected.insert(batch.first.raw() + place, quiet(&run));
+        }
+        t.commit(&[batch], &[]).unwrap();
+    }
+    // Some have ended, one has been given out: it is told for itself.
+    let ended: Vec<u64> = (20_000..20_100).chain([16_384, 16_385, 49_152]).collect();
+    let given: Vec<(u64, u16)> = ended.iter().map(|job| (*job, 1)).chain([(77, 1)]).collect();
+    let mut facts = vec![t.assigned(1, &given)];
+    facts.extend(ended.iter().map(|job| t.succeeded(*job)));
+    t.commit(&[], &facts).unwrap();
+    for job in ended.iter().chain(&[77]) {
+        expected.remove(job);
+    }
+    let mut t = t.reopen(&ground);
+    let mut runs = 0;
+    let mut restored = Restored::default();
+    t.store
+        .load(&mut |part| {
+            runs += usize::from(matches!(part, Restore::Run(_)));
+            restored.take(part);
+        })
+        .unwrap();
+    assert_eq!(restored.jobs.keys().copied().collect::<Vec<_>>(), [77]);
+    assert!(
+        restored.quiet == expected,
+        "{} of {}",
+        restored.quiet.len(),
+        expected.len()
+    );
+    // A run ends at a gap, at a job with a time of its own and behind it, and where the priority changes; not at a chunk.
+    assert!((40..60).contains(&runs), "{runs} runs");
+}
+
 // The writer, on the store in memory.
 
 /// A writer on a thread of its own, and everything it talks to.
@@ -1248,7 +1344,7 @@ impl Desk {
     }
 
     fn ended(&self, job: u64) -> Fact {
-        Fact::Ended(Box::new(Ended {
+        Fact::Ended(Ended {
             job: id(job),
             state: JobState::Cancelled,
             reason: Reason::CancelledByUser,
@@ -1257,7 +1353,7 @@ impl Desk {
             started: None,
             at: Time::ZERO,
             detail: None,
-        }))
+        })
     }
 
     fn stop(&mut self) {
@@ -1292,6 +1388,7 @@ fn submission(count: usize) -> Submission {
     };
     Submission {
         by: "tok_1".into(),
+        from: None,
         classes: vec![class(0, "video").spec],
         jobs: (0..count).map(|_| draft()).collect(),
         key: None,
@@ -1774,6 +1871,214 @@ fn a_second_server_is_told_who_has_the_directory() {
     );
 }
 
+fn token(id: &str, role: TokenRole) -> TokenRecord {
+    let text = Token {
+        role: role.name().into(),
+        id: id.into(),
+        secret: [7; 32],
+    };
+    TokenRecord {
+        created: Some(WallTime::from_millis(WALL_MS)),
+        created_by: "admin000".into(),
+        ..TokenRecord::new(&text, role)
+    }
+}
+
+fn tokens_are_what_they_were_and_lose_what_was_taken_from_them(ground: &dyn Ground) {
+    let mut t = Trial::new(ground);
+    let at = |ms: u64| WallTime::from_millis(WALL_MS + ms);
+    let scoped = TokenRecord {
+        name: Some("ci".into()),
+        queues: vec!["builds".into(), "tests".into()],
+        allow: Allow::of_words(["command", "handler:img.*"]).unwrap(),
+        requests_per_second: Some(5),
+        jobs_per_second: Some(70),
+        expires: Some(at(9_000)),
+        ..token("aaaaaaaa", TokenRole::Submit)
+    };
+    let worker = token("bbbbbbbb", TokenRole::Worker);
+    let new = |record: &TokenRecord| TokenChange::New(Box::new(record.clone()));
+    t.commit_tokens(&[new(&scoped), new(&worker)]);
+    let mut t = t.reopen(ground);
+    assert_eq!(t.store.opening().tokens, [scoped.clone(), worker.clone()]);
+    let revoked = |ms| TokenChange::Revoked {
+        id: "bbbbbbbb".into(),
+        at: at(ms),
+    };
+    let used = TokenChange::Used {
+        id: "aaaaaaaa".into(),
+        at: at(3),
+    };
+    t.commit_tokens(&[used, revoked(5), revoked(6)]);
+    let mut t = t.reopen(ground);
+    let kept = &t.store.opening().tokens;
+    assert_eq!((kept[0].used, kept[0].revoked), (Some(at(3)), None));
+    assert_eq!(kept[1].revoked, Some(at(5)), "the first word is the last");
+    // Those that are good for nothing are forgotten after 30 days.
+    t.now = Time::from_micros(t.now.micros() + 31 * DAY_US);
+    t.commit_tokens(&[]);
+    t.maintain();
+    assert!(t.reopen(ground).store.opening().tokens.is_empty());
+}
+
+fn the_audit_trail_pages_newest_first_and_is_kept_for_30_days(ground: &dyn Ground) {
+    let mut t = Trial::new(ground);
+    let start = t.now.micros() / 1_000;
+    for n in 0..10_u64 {
+        let entry = AuditEntry {
+            at: WallTime::from_millis(start + n * 10 * 24 * 3_600_000),
+            token: if n % 2 == 0 { "even0000" } else { "odd00000" }.into(),
+            from: Some(std::net::IpAddr::from([10, 0, 0, 7])),
+            action: "cancel".into(),
+            object: Some(n.to_string().into()),
+            jobs: (n == 3).then(|| (id(5), 2)),
+            requests: n + 1,
+            status: if n == 4 { 409 } else { 200 },
+            code: if n == 4 { "job_finished" } else { "" }.into(),
+        };
+        t.commit_audit(&[entry]);
+    }
+    let ask = |t: &Trial, query: AuditQuery| {
+        let page = t.read().audit(&query).unwrap();
+        let told = page.entries.iter().map(|(_, entry)| entry.requests - 1);
+        (told.collect::<Vec<_>>(), page.next)
+    };
+    let all = AuditQuery {
+        limit: 4,
+        ..AuditQuery::default()
+    };
+    let (first, next) = ask(&t, all.clone());
+    assert_eq!(first, [9, 8, 7, 6]);
+    let (second, _) = ask(
+        &t,
+        AuditQuery {
+            below: next,
+            limit: 100,
+            ..all.clone()
+        },
+    );
+    assert_eq!(second, [5, 4, 3, 2, 1, 0]);
+    let odd = AuditQuery {
+        token: Some("odd00000".into()),
+        since: Some(WallTime::from_millis(start + 45 * 24 * 3_600_000)),
+        limit: 100,
+        ..AuditQuery::default()
+    };
+    assert_eq!(ask(&t, odd), (vec![9, 7, 5], None));
+    let page = t.read().audit(&AuditQuery {
+        limit: 100,
+        ..all.clone()
+    });
+    let page = page.unwrap();
+    let (four, three) = (&page.entries[5].1, &page.entries[6].1);
+    assert_eq!((four.status, &*four.code), (409, "job_finished"));
+    assert_eq!(three.jobs, Some((id(5), 2)));
+    assert_eq!(three.from.unwrap().to_string(), "10.0.0.7");
+    t.now = Time::from_micros(t.now.micros() + 95 * DAY_US);
+    t.maintain();
+    assert_eq!(ask(&t, AuditQuery { limit: 100, ..all }).0, [9, 8, 7]);
+}
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date_and_keeps_its_jobs() {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    let job = t.submit(1);
+    drop(t);
+    let db = ground.database();
+    db.execute_batch("DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1")
+        .unwrap();
+    drop(db);
+    let mut t = Trial::new(&ground);
+    t.commit_tokens(&[TokenChange::New(Box::new(token(
+        "aaaaaaaa",
+        TokenRole::Read,
+    )))]);
+    assert_eq!(&*t.record(job).by, "tok_1");
+    let version = ground.database();
+    let version: i32 = version
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap();
+    assert_eq!(version, 2);
+}
+
+#[test]
+fn the_writer_notes_submissions_in_their_own_commit_and_neighbours_share_a_row() {
+    let mut desk = Desk::new();
+    desk.accept(1);
+    desk.disk.hold();
+    let first = desk.submit(submission(1));
+    desk.disk.wait_for_held();
+    let rest: Vec<_> = (0..5).map(|_| desk.submit(submission(2))).collect();
+    desk.disk.release();
+    for answer in rest.into_iter().chain([first]) {
+        answer.blocking_recv().unwrap().unwrap();
+    }
+    desk.stop();
+    let mut read = MemoryStore::open(&desk.disk).reader().unwrap();
+    let page = read.audit(&AuditQuery {
+        limit: 10,
+        ..AuditQuery::default()
+    });
+    let told: Vec<_> = page
+        .unwrap()
+        .entries
+        .into_iter()
+        .map(|(_, entry)| (entry.jobs.unwrap(), entry.requests, entry.status))
+        .collect();
+    // The five that came while one was on its way are one commit and one row.
+    let expected = [
+        ((id(3), 10), 5, 201),
+        ((id(2), 1), 1, 201),
+        ((id(1), 1), 1, 201),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_note_waits_for_a_commit_or_a_second_and_a_token_for_neither() {
+    let mut desk = Desk::new();
+    desk.accept(1);
+    let entry = AuditEntry {
+        at: WallTime::from_millis(WALL_MS),
+        token: "".into(),
+        from: None,
+        action: "access".into(),
+        object: None,
+        jobs: None,
+        requests: 1,
+        status: 401,
+        code: "token_missing".into(),
+    };
+    for _ in 0..3 {
+        desk.handle.note(entry.clone());
+    }
+    let record = Box::new(token("aaaaaaaa", TokenRole::Read));
+    let made = AuditEntry {
+        action: "token_create".into(),
+        code: "".into(),
+        ..entry
+    };
+    let answer = desk.handle.token(TokenChange::New(record), made);
+    answer.blocking_recv().unwrap().unwrap();
+    desk.stop();
+    let store = MemoryStore::open(&desk.disk);
+    assert_eq!(store.opening().tokens.len(), 1);
+    let page = store.reader().unwrap().audit(&AuditQuery {
+        limit: 10,
+        ..AuditQuery::default()
+    });
+    let mut told: Vec<_> = page
+        .unwrap()
+        .entries
+        .into_iter()
+        .map(|(_, entry)| (entry.action.into_owned(), entry.requests))
+        .collect();
+    told.sort();
+    let expected = [("access", 3), ("submit", 1), ("token_create", 1)];
+    assert_eq!(told, expected.map(|(action, n)| (action.to_owned(), n)));
+}
+
 #[test]
 fn a_newer_schema_is_refused_with_both_versions() {
     let ground = Directory::new();
@@ -1783,11 +2088,32 @@ fn a_newer_schema_is_refused_with_both_versions() {
         .pragma_update(None, "user_version", 9)
         .unwrap();
     let error = SqliteStore::open(&ground.path()).unwrap_err();
-    assert_eq!(error.kind, StoreErrorKind::TooNew);
+    assert_eq!(error.kind, StoreErrorKind::OtherVersion);
     assert!(
-        error.message.contains("version 9") && error.message.contains("up to 1"),
+        error.message.contains("version 9") && error.message.contains("up to 2"),
         "{error}"
     );
+}
+
+#[test]
+fn an_older_schema_and_another_builds_form_of_ours_are_refused_at_the_start_and_left_alone() {
+    let ground = Directory::new();
+    drop(ground.sqlite());
+    let refused = |change: &str| {
+        ground.database().execute_batch(change).unwrap();
+        let error = SqliteStore::open(&ground.path()).unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::OtherVersion);
+        error.message
+    };
+    let older = refused("PRAGMA user_version = 1");
+    assert!(
+        older.contains("version 1,") && older.contains("version 2 "),
+        "{older}"
+    );
+    let other = refused("PRAGMA user_version = 2; ALTER TABLE ends ADD COLUMN colour TEXT");
+    assert!(other.contains("table ends"), "{other}");
+    let other = refused("ALTER TABLE ends DROP COLUMN colour; DROP TABLE marks");
+    assert!(other.contains("table "), "{other}");
 }
 
 #[test]
@@ -1872,6 +2198,8 @@ fn a_commit_without_sync_survives_a_kill() {
             submissions: &[batch],
             facts: &[],
             purges: &[],
+            tokens: &[],
+            audit: &[],
             totals: Some(Totals {
                 submitted: 1,
                 ..Totals::default()
@@ -1973,6 +2301,34 @@ fn a_log_held_up_by_a_reader_grows_is_counted_and_begins_anew_when_the_reader_is
     assert!(after[2] <= *most, "{after:?} beside {most}");
 }
 
+#[test]
+fn a_log_that_a_reader_kept_from_beginning_anew_does_so_soon_after() {
+    let ground = Directory::new();
+    let mut store = ground.sqlite();
+    store.checkpoint_every(64);
+    let mut t = Trial::on(Box::new(store));
+    let mut step = || {
+        t.submit(200);
+        t.now = t.now + hostler_engine::Span::from_secs(2);
+        let stamp = t.stamp();
+        t.store.maintain(&stamp).unwrap();
+        t.store.log_bytes() / 16_384
+    };
+    while step() < 50 {}
+    let reader = ground.database();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM jobs")
+        .unwrap();
+    let mut held = 0;
+    while held < 70 {
+        held = step();
+        assert!(held < 100, "it goes up in small steps");
+    }
+    reader.execute_batch("COMMIT").unwrap();
+    let after: Vec<u64> = (0..3).map(|_| step()).collect();
+    assert!(after[2] < 50, "{after:?} pages, {held} before");
+}
+
 // What only memory can show: its faults.
 
 #[test]
@@ -1992,6 +2348,8 @@ fn memory_loses_with_the_power_what_was_not_synced() {
             submissions: &[batch],
             facts: &[],
             purges: &[],
+            tokens: &[],
+            audit: &[],
             totals: None,
             sync: false,
         })

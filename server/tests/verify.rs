@@ -92,7 +92,12 @@ fn write_output(dir: &Path) {
         batch.drain(..).for_each(|answer| drop(told.send(answer)));
     });
     let ends: output::AskEnds = Box::new(|_| Box::new(|| Some(None)));
-    let (handle, thread) = output::spawn(options, Clock::resume(None), tell, ends).unwrap();
+    let ways = output::Ways {
+        answers: tell,
+        ends,
+        commits: std::sync::Arc::default(),
+    };
+    let (handle, thread) = output::spawn(options, Clock::resume(None), ways).unwrap();
     for job in [1, 2, 12] {
         let fence = Fence {
             job: id(job),

@@ -2,11 +2,13 @@
 //! server comes back by itself.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use hostler_tests::{
-    Client, Cluster, Database, PATIENCE, Process, Request, Scratch, SmallDisk, eventually,
+    Client, Cluster, Database, LoopDisk, PATIENCE, Process, ReadOnly, Request, Scratch, SmallDisk,
+    eventually, never,
 };
 use rustix::process::{Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
@@ -122,6 +124,108 @@ fn output_that_finds_no_room_turns_health_red_and_is_whole_in_the_end() {
     eventually(PATIENCE, "all of the output is there", || {
         cluster.log(id, "stdout").body.len() == whole
     });
+    cluster.stop_server().expect_code(0);
+    cluster.database().check();
+}
+
+#[test]
+fn a_read_only_file_system_refuses_jobs_and_takes_jobs_again_when_it_is_writable() {
+    let scratch = Scratch::new();
+    let disk = ReadOnly::new(&scratch, &scratch.join("data"));
+    let mut cluster = Cluster::in_environment(scratch, &[], disk.environment());
+    let _worker = cluster.worker("w-1", 1);
+    let gate = cluster.scratch().join("gate");
+    let line = format!("echo begin; {}; echo end", until_exists_line(&gate));
+    let running = cluster.submit(&json!({"command": line}));
+    eventually(PATIENCE, "it has begun", || {
+        cluster.log(running, "stdout").body.starts_with(b"begin")
+    });
+    let mut client = cluster.client();
+    let waiting = cluster.submit(&large_job());
+
+    disk.begin();
+    let (accepted, problem) = submit_until_refused(&mut client);
+    assert_eq!(accepted, [0; 0], "nothing can be kept");
+    assert_eq!(problem["code"], "store_unavailable", "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("read-only"), "{detail}");
+    let red = client.get("/readyz").problem(503);
+    assert!(
+        red["detail"].as_str().unwrap().contains("read-only"),
+        "{red}"
+    );
+    client.get("/healthz").expect(200);
+    client.get(format!("/jobs/{running}")).expect(200);
+    // Its end and its last line find no place, and are kept by its worker.
+    fs::write(&gate, "").unwrap();
+    never(
+        Duration::from_secs(2),
+        "it ends on a read-only disk",
+        || client.get(format!("/jobs/{running}")).json()["state"] != "running",
+    );
+    assert!(cluster.server().runs());
+    let stats = client.get("/stats").expect(200).json();
+    for counter in [
+        "/store/refused",
+        "/store/log_bytes",
+        "/output/failures",
+        "/net/connections",
+    ] {
+        let counted = stats.pointer(counter).and_then(Value::as_u64);
+        assert!(counted > Some(0), "{counter}: {stats}");
+    }
+
+    disk.end();
+    eventually(COMES_BACK, "it is ready by itself", || {
+        client.get("/readyz").status == 200
+    });
+    let end = cluster.await_end(running);
+    assert_eq!(
+        (&end["state"], &end["attempt"]),
+        (&json!("succeeded"), &json!(1)),
+        "{end}"
+    );
+    eventually(PATIENCE, "all of the output is there", || {
+        cluster.log(running, "stdout").body == b"begin\nend\n"[..]
+    });
+    for id in [waiting, cluster.submit(&large_job())] {
+        assert_eq!(cluster.await_end(id)["state"], "succeeded");
+    }
+    cluster.stop_server().expect_code(0);
+    cluster.database().check();
+}
+
+#[test]
+fn a_file_system_the_kernel_gives_up_refuses_jobs_and_has_every_accepted_one_once_repaired() {
+    let scratch = Scratch::new();
+    let (image, at) = (scratch.join("disk.img"), scratch.join("data"));
+    let Some(disk) = LoopDisk::mount(&image, &at, 160) else {
+        return left_out();
+    };
+    let mut cluster = Cluster::in_environment(scratch, &[], Vec::new());
+    // Declared behind the cluster, so that it is unmounted before the cluster's files are removed.
+    let disk = disk;
+    let mut client = cluster.client();
+    let accepted: Vec<u64> = (0..20).map(|_| cluster.submit(&large_job())).collect();
+    disk.give_up();
+    let answer = client.ask(Request::post("/jobs").json(&large_job()));
+    let problem = answer.problem(503);
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        problem["code"] == "store_unavailable" && detail.contains("read-only"),
+        "{problem}"
+    );
+    client.get("/readyz").problem(503);
+    client.get(format!("/jobs/{}", accepted[0])).expect(200);
+    assert!(cluster.server().runs());
+    cluster.kill_server();
+    disk.repair();
+    cluster.start_server();
+    for id in accepted {
+        cluster.client().get(format!("/jobs/{id}")).expect(200);
+    }
+    let _worker = cluster.worker("w-1", 1);
+    cluster.prove_healthy();
     cluster.stop_server().expect_code(0);
     cluster.database().check();
 }
@@ -258,6 +362,33 @@ fn a_damaged_shortened_or_newer_database_is_refused_or_served_truthfully() {
         refused > 0,
         "no page of {pages} kept a server from starting"
     );
+
+    // A start reads most pages: what it serves must also be true of damage that comes later.
+    let without_logs = || {
+        for log in ["hostler.db-wal", "hostler.db-shm"] {
+            drop(fs::remove_file(cluster.data().join(log)));
+        }
+    };
+    without_logs();
+    fs::write(&path, &whole).unwrap();
+    let mut server = cluster.spawn_server();
+    let addresses = cluster.data().join("addresses.json");
+    eventually(PATIENCE, "it serves", || addresses.exists());
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for hurt in 1..pages {
+        file.write_all_at(&[0xa5; 16_384], (hurt * page) as u64)
+            .unwrap();
+    }
+    let mut client = cluster.client();
+    let answers = (1..=2_000).step_by(100).map(|id| {
+        let answer = client.get(format!("/jobs/{id}"));
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        answer.status
+    });
+    let unreadable = answers.filter(|status| *status == 503).count();
+    assert!(unreadable > 0, "no answer needed a damaged page");
+    server.kill();
+    without_logs();
 
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     let said = refused_start(cluster.scratch(), &cluster.data());

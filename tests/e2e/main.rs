@@ -9,12 +9,15 @@
     reason = "what is missing where a test looks for it fails the test"
 )]
 
+mod bench;
 mod cancel;
 mod cli;
 mod crash;
 mod disk;
 mod drain;
+mod hostile;
 mod intruders;
+mod jobs;
 mod limits;
 mod logs;
 mod output;
@@ -22,6 +25,7 @@ mod probe;
 mod processes;
 mod stall;
 mod submit;
+mod tls;
 mod torture;
 mod versions;
 mod wall;

@@ -16,7 +16,9 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use hostler_tests::{Cluster, PATIENCE, Random, Relay, elapsed, eventually, now, pause, size};
+use hostler_tests::{
+    Cluster, PATIENCE, Random, Relay, elapsed, eventually, now, pause, size, soak,
+};
 
 use self::blows::{Blows, GRACE, WORKERS};
 use self::load::{Load, Pace, StopAtEnd};
@@ -100,13 +102,8 @@ fn torture(what: &str, bad_wire: bool, kills: usize) {
 
 #[test]
 fn a_soak_leaves_no_trace_in_memory_and_files() {
-    let seconds = std::env::var_os("HOSTLER_TESTS_SOAK_SECONDS")
-        .and_then(|text| text.to_str()?.parse().ok())
-        .unwrap_or(5);
-    let (length, kill_every) = (
-        Duration::from_secs(seconds),
-        Duration::from_secs(seconds.clamp(10, 600) / 10),
-    );
+    let length = soak().unwrap_or(Duration::from_secs(5));
+    let kill_every = length.clamp(Duration::from_secs(10), Duration::from_secs(600)) / 10;
     let mut random = Random::printed("soak");
     let mut cluster = Cluster::with(&["--worker-grace", "6s"]);
     let effects = cluster.effects();

@@ -197,17 +197,21 @@ fn garbage_on_a_workers_connection_ends_it_and_loses_nothing() {
     let gate = cluster.scratch().join("gate");
     let id = cluster.submit(&counting(&effects, &gate));
     first_start(&effects, id);
-    let words = [&[0xff_u8; 64][..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"];
-    let kinds = [
-        Damage::FlipLength,
-        Damage::FlipKind,
-        Damage::Insert(words[0].to_vec()),
-        Damage::Insert(words[1].to_vec()),
+    let mut damages = vec![
+        Damage::Insert(0, vec![0xff; 64]),
+        Damage::Insert(14, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()),
     ];
+    // Length, kind, check, sum, body: one bit of each byte, or of some.
+    let step = size(5, 1);
+    damages.extend(
+        (0..26)
+            .step_by(step)
+            .map(|at| Damage::Flip(at, 1 << (at % 8))),
+    );
     let mut done = 0;
     for role in [Role::Control, Role::Output] {
         for way in [Way::Up, Way::Down] {
-            for damage in &kinds {
+            for damage in &damages {
                 eventually(PATIENCE, "both connections are there", || {
                     relay.open(Role::Control) == 1 && relay.open(Role::Output) == 1
                 });
@@ -243,7 +247,7 @@ fn garbage_on_a_workers_connection_ends_it_and_loses_nothing() {
 fn an_acknowledgement_that_is_lost_is_asked_for_again_and_counts_once() {
     let mut cluster = Cluster::start();
     let relay = Relay::to(cluster.worker_addr());
-    let _worker = cluster.worker_via(relay.addr(), "w-1", 1, &[]);
+    let mut worker = cluster.worker_via(relay.addr(), "w-1", 1, &["--drain-timeout", "10m"]);
     let effects = cluster.effects();
     let gate = cluster.scratch().join("gate");
     let id = cluster.submit(&effects.job(&until_exists_line(&gate)));
@@ -267,5 +271,8 @@ fn an_acknowledgement_that_is_lost_is_asked_for_again_and_counts_once() {
         assert_eq!(after[field], end[field], "{field}");
     }
     cluster.prove_healthy();
+    // It has been acknowledged meanwhile: a worker that still kept its report would not end.
+    worker.drain();
+    worker.wait(PATIENCE).expect_code(0);
     cluster.database().check();
 }

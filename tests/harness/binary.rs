@@ -4,6 +4,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The `hostler` binary: `HOSTLER_BIN`, else the one cargo built beside this test.
 ///
@@ -32,6 +33,20 @@ pub fn find_binary() -> PathBuf {
     binary
 }
 
+/// An older build that the tests of upgrades work with, if `HOSTLER_OLD_BIN` names one.
+///
+/// # Panics
+/// If it is no file.
+pub fn find_old_binary() -> Option<PathBuf> {
+    let path = PathBuf::from(env::var_os("HOSTLER_OLD_BIN")?);
+    assert!(
+        path.is_file(),
+        "HOSTLER_OLD_BIN={} is no file",
+        path.display()
+    );
+    Some(path.canonicalize().unwrap())
+}
+
 /// Whether the tests run at their full size (`HOSTLER_TESTS_FULL=1`), which takes many minutes.
 pub fn full() -> bool {
     env::var_os("HOSTLER_TESTS_FULL").is_some_and(|value| value == "1")
@@ -40,4 +55,11 @@ pub fn full() -> bool {
 /// One of two figures: the one for every day, or the full one.
 pub fn size(small: usize, large: usize) -> usize {
     if full() { large } else { small }
+}
+
+/// How long a soak goes on: `HOSTLER_TESTS_SOAK_SECONDS`, if that is set.
+pub fn soak() -> Option<Duration> {
+    let text = env::var_os("HOSTLER_TESTS_SOAK_SECONDS")?;
+    let seconds = text.to_str().unwrap().parse().unwrap();
+    Some(Duration::from_secs(seconds))
 }

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::binary::find_binary;
 use crate::clock::{PATIENCE, eventually, wait_for};
 use crate::database::Database;
 use crate::disk::SmallDisk;
@@ -20,6 +22,7 @@ use crate::scratch::{Scratch, free_port};
 #[derive(Debug)]
 pub struct Cluster {
     server: Option<Process>,
+    binary: PathBuf,
     flags: Vec<String>,
     env: Vec<(String, String)>,
     http: SocketAddr,
@@ -57,6 +60,7 @@ impl Cluster {
     pub fn in_environment(scratch: Scratch, flags: &[&str], env: Vec<(String, String)>) -> Self {
         let mut cluster = Self {
             server: None,
+            binary: find_binary(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             env,
             http: SocketAddr::from(([127, 0, 0, 1], free_port())),
@@ -76,6 +80,7 @@ impl Cluster {
         let disk = SmallDisk::mount(&scratch.join("small"), mib)?;
         let mut cluster = Self {
             server: None,
+            binary: find_binary(),
             flags: Vec::new(),
             env: Vec::new(),
             http: SocketAddr::from(([127, 0, 0, 1], free_port())),
@@ -130,7 +135,29 @@ impl Cluster {
         let env: Vec<(&str, &str)> = (self.env.iter())
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        Process::hostler(&self.scratch, &args, &env)
+        Process::of(&self.binary, &self.scratch, &args, &env, Stdio::null())
+    }
+
+    /// From now on servers and workers are of that build.
+    pub fn use_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
+    /// Starts the server, which does not run, if it can be started; else what it said on its way out.
+    #[track_caller]
+    pub fn try_server(&mut self) -> Result<(), String> {
+        let mut server = self.spawn_server();
+        let pid = server.pid().as_raw_nonzero().get();
+        let file = self.data.join("addresses.json");
+        wait_for(PATIENCE, "the server is ready or has ended", || {
+            if !server.runs() {
+                return Some(Err(server.stderr()));
+            }
+            let addresses: Value = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+            (addresses["pid"] == pid).then_some(Ok(()))
+        })?;
+        self.server = Some(server);
+        Ok(())
     }
 
     /// kill -9 of the server alone.
@@ -209,7 +236,7 @@ impl Cluster {
             name,
         ];
         args.extend(flags);
-        let process = Process::hostler(&self.scratch, &args, &[]);
+        let process = Process::of(&self.binary, &self.scratch, &args, &[], Stdio::null());
         WorkerProc {
             process,
             name: name.to_owned(),

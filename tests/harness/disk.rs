@@ -1,5 +1,5 @@
-//! A small file system in memory, for tests that fill a disk. Only root may mount one: others are told that the test was
-//! left out.
+//! File systems of a test's own: a small one in memory to be filled, a real one in a file to be given up by the kernel.
+//! Only root may mount them: others are told that the test was left out.
 
 use std::fs;
 use std::io::Write;
@@ -50,4 +50,51 @@ impl Drop for SmallDisk {
         let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
         drop(unmounted);
     }
+}
+
+/// An ext4 file system in a file, mounted until it is dropped.
+#[derive(Debug)]
+pub struct LoopDisk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl LoopDisk {
+    /// Makes one of so many MiB and mounts it on a new directory; none where that is not allowed.
+    pub fn mount(image: &Path, at: &Path, mib: u64) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        fs::File::create(image).unwrap().set_len(mib << 20).unwrap();
+        let disk = Self {
+            image: image.to_owned(),
+            at: at.to_owned(),
+        };
+        (run("mkfs.ext4", &["-q", "-F"], &[image]) && disk.mount_again()).then_some(disk)
+    }
+
+    /// The kernel finds it damaged: it takes no writes any more, as long as it is mounted.
+    pub fn give_up(&self) {
+        assert!(run("mount", &["-o", "remount,abort"], &[&self.at]));
+    }
+
+    /// What an administrator does then; nobody may use it.
+    pub fn repair(&self) {
+        assert!(run("umount", &[], &[&self.at]), "it is still in use");
+        run("e2fsck", &["-p"], &[&self.image]);
+        assert!(self.mount_again());
+    }
+
+    fn mount_again(&self) -> bool {
+        run("mount", &["-o", "loop"], &[&self.image, &self.at])
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        run("umount", &["-l"], &[&self.at]);
+    }
+}
+
+fn run(program: &str, flags: &[&str], paths: &[&Path]) -> bool {
+    let done = Command::new(program).args(flags).args(paths).output();
+    done.is_ok_and(|output| output.status.success())
 }

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -51,11 +51,22 @@ impl Process {
         env: &[(&str, &str)],
         stdin: impl Into<Stdio>,
     ) -> Self {
+        Self::of(&find_binary(), scratch, args, env, stdin)
+    }
+
+    /// The same of another build.
+    pub fn of(
+        binary: &Path,
+        scratch: &Scratch,
+        args: &[&str],
+        env: &[(&str, &str)],
+        stdin: impl Into<Stdio>,
+    ) -> Self {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let what = format!("hostler {}", args.join(" "));
         let stdout = scratch.join(format!("process-{number}.out"));
         let stderr = scratch.join(format!("process-{number}.err"));
-        let mut command = Command::new(find_binary());
+        let mut command = Command::new(binary);
         command
             .args(args)
             .current_dir(scratch.path())

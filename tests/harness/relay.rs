@@ -4,8 +4,7 @@
 //!
 //! Connections are chosen by what they are for, which the first frame of each says: control or output.
 //!
-//! Damage is done where a frame begins. In the middle of one it could turn a word into another word, which nobody but
-//! a checksum could tell: the protocol leaves that to TCP's, and to TLS.
+//! Damage is done to whole frames, at any of their bytes: whatever it makes of them, a checksum tells.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -33,12 +32,10 @@ pub enum Way {
 /// What is done to the next frame on its way.
 #[derive(Clone, Debug)]
 pub enum Damage {
-    /// These bytes go before it.
-    Insert(Vec<u8>),
-    /// The length it says is beyond every limit.
-    FlipLength,
-    /// It is of a kind that nobody knows and nobody may pass over.
-    FlipKind,
+    /// These bytes stand in it, before the byte with this number; counted round if it has fewer.
+    Insert(usize, Vec<u8>),
+    /// The byte with this number is changed by XOR with the other, which is not 0; counted round likewise.
+    Flip(usize, u8),
     /// A few bytes of it pass, then the connection is reset.
     CutInFrame,
 }
@@ -352,7 +349,7 @@ impl Link {
 impl Frames {
     /// Takes what passes. Says where in it the last whole header of a frame begins, if there is one.
     fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
-        const HEADER_BYTES: usize = 6;
+        const HEADER_BYTES: usize = 12;
         let (mut at, mut begin) = (0, None);
         while at < bytes.len() {
             if self.left > 0 {
@@ -379,9 +376,14 @@ impl Frames {
 fn write_damaged(mut to: &TcpStream, frame: &[u8], damage: Damage) -> io::Result<bool> {
     let mut frame = frame.to_vec();
     match damage {
-        Damage::Insert(bytes) => to.write_all(&bytes)?,
-        Damage::FlipLength => frame[3] ^= 0x40,
-        Damage::FlipKind => (frame[4], frame[5]) = (0x7f, 0),
+        Damage::Insert(at, bytes) => {
+            let at = at % frame.len();
+            frame.splice(at..at, bytes);
+        }
+        Damage::Flip(at, change) => {
+            let at = at % frame.len();
+            frame[at] ^= change;
+        }
         Damage::CutInFrame => {
             to.write_all(&frame[..5])?;
             return Ok(false);
@@ -400,6 +402,7 @@ fn reset(socket: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
+    use hostler_wire::codec::raw_frame;
     use hostler_wire::handshake::ClientHandshake;
     use hostler_wire::token::Token;
 
@@ -474,20 +477,16 @@ mod tests {
 
     #[test]
     fn it_knows_where_frames_begin_however_they_are_cut() {
-        // Three frames: 6 bytes, 9 bytes, 7 bytes.
-        let bytes = [
-            &[2, 0, 0, 0, 9, 9][..],
-            &[5, 0, 0, 0, 9, 9, 9, 9, 9],
-            &[3, 0, 0, 0, 9, 9, 9],
-        ]
-        .concat();
-        assert_eq!(Frames::default().pass(&bytes), Some(15));
+        // Three frames: 12 bytes, 15 bytes, 13 bytes.
+        let bytes = [b"".as_slice(), b"abc", b"d"].map(|body| raw_frame(9, 0, body));
+        let bytes = bytes.concat();
+        assert_eq!(Frames::default().pass(&bytes), Some(27));
         for cut in 0..bytes.len() {
             let mut frames = Frames::default();
             let (first, second) = bytes.split_at(cut);
             let begins = (frames.pass(first), frames.pass(second));
-            let first = [0, 6, 15].into_iter().rfind(|begin| begin + 6 <= cut);
-            let second = [0, 6, 15].into_iter().rfind(|begin| *begin >= cut);
+            let first = [0, 12, 27].into_iter().rfind(|begin| begin + 12 <= cut);
+            let second = [0, 12, 27].into_iter().rfind(|begin| *begin >= cut);
             assert_eq!(
                 begins,
                 (first, second.map(|begin| begin - cut)),
@@ -511,14 +510,19 @@ mod tests {
 
     #[test]
     fn it_damages_one_frame_and_passes_on_the_next() {
-        let frame = [3, 0, 0, 0, 9, 0, 7];
+        let frame = raw_frame(9, 0, &[7]);
+        let mut flipped = frame.to_vec();
+        flipped[3] ^= 0x40;
         for (damage, arrives) in [
             (
-                Damage::Insert(vec![1, 2, 3]),
-                vec![1, 2, 3, 3, 0, 0, 0, 9, 0, 7],
+                Damage::Insert(26, vec![1, 2]),
+                [&[1, 2], &frame[..]].concat(),
             ),
-            (Damage::FlipLength, vec![3, 0, 0, 0x40, 9, 0, 7]),
-            (Damage::FlipKind, vec![3, 0, 0, 0, 0x7f, 0, 7]),
+            (
+                Damage::Insert(12, vec![1, 2]),
+                [&frame[..12], &[1, 2, 7]].concat(),
+            ),
+            (Damage::Flip(13 + 3, 0x40), flipped),
         ] {
             let (relay, mut stream, _hello) = through_relay(Role::Output);
             relay.damage(Role::Output, Way::Up, damage);
@@ -537,6 +541,6 @@ mod tests {
         relay.damage(Role::Output, Way::Up, Damage::CutInFrame);
         stream.write_all(&frame).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        assert!(stream.read_exact(&mut [0; 7]).is_err(), "it was not cut");
+        assert!(stream.read_exact(&mut [0; 13]).is_err(), "it was not cut");
     }
 }

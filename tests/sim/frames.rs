@@ -10,7 +10,7 @@ pub(crate) enum Said {
     Acks(u64),
 }
 
-const HEADER_BYTES: usize = 6;
+const HEADER_BYTES: usize = 12;
 const RESUMED: u8 = 0x07;
 const ASSIGN: u8 = 0x10;
 const ACK: u8 = 0x23;
@@ -18,7 +18,7 @@ const ACK: u8 = 0x23;
 /// Each claim in these whole frames.
 pub(crate) fn each(mut bytes: &[u8], look: &mut dyn FnMut(Said)) {
     while bytes.len() >= HEADER_BYTES {
-        // The length counts kind and flags too.
+        // The length counts the rest of the header too.
         let length = number(&bytes[..4]) + 4;
         let (kind, body) = (bytes[4], &bytes[HEADER_BYTES..size(length)]);
         match kind {

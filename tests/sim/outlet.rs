@@ -13,7 +13,7 @@ use hostler_wire::frame::{Frame, Login, Logs, Overflow, Role, Stream};
 use hostler_wire::handshake::ClientHandshake;
 use hostler_wire::limits::HANDSHAKE_FRAME_BYTES_MAX;
 use hostler_wire::{Epoch, Fence, SessionId};
-use hostler_worker::{SpillFiles, Spool, SpoolLimits};
+use hostler_worker::{SpillFiles, Spool, SpoolLimits, Time};
 
 use crate::machine::Around;
 use crate::network::{ConnId, End, Piece};
@@ -132,7 +132,8 @@ impl Outlet {
         let line = match &self.line {
             None if self.target.is_some() && !self.spool.is_empty() => Some(self.retry_at),
             Some(line) if !line.ready => Some(line.deadline),
-            None | Some(_) => None,
+            Some(_) => self.spool.next_deadline().map(Time::us),
+            None => None,
         };
         let more = self.reads_on || self.sends_on;
         line.into_iter().chain(more.then_some(now)).min()
@@ -425,8 +426,10 @@ impl Outlet {
         self.sends_on = false;
         let Some(line) = &mut self.line else { return };
         if line.ready {
+            let time = Time::from_us(around.now);
+            self.spool.resume(time);
             while line.out.len() < AHEAD_BYTES
-                && let Some(frame) = self.spool.next_frame()
+                && let Some(frame) = self.spool.next_frame(time)
             {
                 let mut oracle = around.oracle();
                 if let Frame::Chunk(chunk) = &frame {

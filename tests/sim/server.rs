@@ -16,7 +16,7 @@ use hostler_server::config::{Config, Durability};
 use hostler_server::dispatch::{self, Dispatch, Message};
 use hostler_server::mailbox::{Receiver, Sender, Wake, mailbox};
 use hostler_server::net::{self, Arrival, BEAT_MS, Post};
-use hostler_server::output::{self, Answer, Keeper, PipeId};
+use hostler_server::output::{self, Answer, Keeper, PipeId, Ways};
 use hostler_server::server::{engine_config, recover};
 use hostler_server::store::reader::{self, Query};
 use hostler_server::store::seam::{Opening, Read, Store};
@@ -444,6 +444,7 @@ impl Server {
             Post::Pipe { .. }
             | Post::PipeTaken { .. }
             | Post::PipeRefused { .. }
+            | Post::TokensChanged
             | Post::StopAccepting
             | Post::Stop => 0,
         });
@@ -477,7 +478,10 @@ impl Server {
                         out.push(Said::Close(conn));
                     }
                 }
-                Post::PipeTaken { .. } | Post::StopAccepting | Post::Stop => {}
+                Post::PipeTaken { .. }
+                | Post::TokensChanged
+                | Post::StopAccepting
+                | Post::Stop => {}
             }
         }
         self.spare = posts;
@@ -546,7 +550,14 @@ fn open_output(
         net.post_all(answers.drain(..).map(Post::from));
     });
     let ends = Box::new(|_| -> output::PollEnds { Box::new(|| Some(None)) });
-    output::open(opened, clock, answers, ends).ok()
+    // Its keeper steps back for commits in a wait of its own, which takes no time here: nothing is under way in a turn.
+    let commits = Arc::default();
+    let ways = Ways {
+        answers,
+        ends,
+        commits,
+    };
+    output::open(opened, clock, ways).ok()
 }
 
 fn config(options: &Options) -> Config {

@@ -200,6 +200,7 @@ impl Request {
         hash[..8].copy_from_slice(&self.first_plan.to_le_bytes());
         Submission {
             by: "".into(),
+            from: None,
             classes: self.classes.clone(),
             bytes: jobs.iter().map(|job| job.body.len()).sum(),
             jobs,

@@ -10,18 +10,20 @@ pub mod base64;
 pub mod job;
 pub mod problem;
 pub mod query;
+pub mod token;
 
 mod fields;
 mod text;
 
 pub use fields::nearest;
 pub use job::{
-    Accepted, AcceptedBatch, AttemptView, CommandRequest, JobList, JobRequest, JobView, Links,
-    Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
+    Accepted, AcceptedBatch, AttemptView, CommandRequest, Fill, JobList, JobRequest, JobView,
+    Links, Live, LogsRequest, RetryRequest, RuleRequest, StateView, UsageView,
 };
 pub use problem::{FieldError, Problem, ShapeError};
 pub use query::{
-    Done, Health, LogEnd, LogPiece, LogResync, QueueList, QueueStats, Stats, Version, WorkerList,
-    WorkerView,
+    Done, Health, LogEnd, LogPiece, LogResync, NetStats, OutputStats, QueueList, QueueStats, Stats,
+    StoreStats, Version, WorkerList, WorkerView,
 };
 pub use text::{InvalidTimestamp, Timestamp};
+pub use token::{AuditList, AuditView, TokenList, TokenMade, TokenRequest, TokenView};

@@ -7,6 +7,10 @@
 //!
 //! An encoding is unique: what decodes encodes to the same bytes again. The handshake's proofs rest on that.
 //!
+//! A header carries two checksums: a short one of itself, so that a length is not waited for unless it was meant, and one
+//! of itself and the body, so that no byte is believed that was not said. Both are against accidents; against people
+//! there is TLS.
+//!
 //! Not here: what the fields mean. Each conversation in `frame/` writes and reads its own.
 
 use std::fmt;
@@ -25,9 +29,21 @@ pub struct DecodeError {
     pub why: &'static str,
 }
 
+/// The rule about checksums: a frame that breaks it was not said like that.
+const DAMAGED: &str = "does not match its checksum";
+
 impl DecodeError {
     pub(crate) const fn new(what: &'static str, why: &'static str) -> Self {
         Self { what, why }
+    }
+
+    pub(crate) const fn damaged(what: &'static str) -> Self {
+        Self::new(what, DAMAGED)
+    }
+
+    /// Whether the bytes changed on their way: saying the same again may well do.
+    pub fn is_damage(&self) -> bool {
+        self.why == DAMAGED
     }
 }
 
@@ -354,54 +370,110 @@ pub(crate) const fn flag(on: bool, bit: u8) -> u8 {
     if on { bit } else { 0 }
 }
 
-/// Bytes before a frame's body: length, kind, flags.
-pub(crate) const HEADER_BYTES: usize = 6;
+/// Bytes before a frame's body: length, kind, flags, and the two checksums.
+pub(crate) const HEADER_BYTES: usize = 12;
 
 /// Bytes of the header that its length counts.
-const COUNTED_HEADER_BYTES: usize = 2;
+const COUNTED_HEADER_BYTES: usize = 8;
 
-/// What a frame's first six bytes say.
-#[derive(Clone, Copy, Debug)]
+/// What a frame's first bytes say.
+#[derive(Clone, Debug)]
 pub(crate) struct Header {
     pub(crate) body_bytes: usize,
     pub(crate) kind: u8,
     pub(crate) flags: u8,
+    pub(crate) sum: Sum,
+}
+
+/// Compares a frame's bytes, as they come, with the checksum in its header.
+#[derive(Clone, Debug)]
+pub(crate) struct Sum {
+    hasher: crc32fast::Hasher,
+    expected: u32,
+}
+
+impl Sum {
+    pub(crate) fn add(&mut self, body: &[u8]) {
+        self.hasher.update(body);
+    }
+
+    /// All of the body has been added. A fuzzer cannot guess checksums, so for one they always fit.
+    pub(crate) fn fits(self) -> bool {
+        cfg!(fuzzing) || self.hasher.finalize() == self.expected
+    }
 }
 
 impl Header {
-    /// Reads it off the front of `bytes`, or `None` until six bytes are there.
+    /// Reads it off the front of `bytes`, or `None` until all of it is there.
     pub(crate) fn peek(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
-        let Some(&[a, b, c, d, kind, flags]) = bytes.first_chunk::<HEADER_BYTES>() else {
+        let Some(&[a, b, c, d, kind, flags, check_a, check_b, e, f, g, h]) =
+            bytes.first_chunk::<HEADER_BYTES>()
+        else {
             return Ok(None);
         };
+        let (hasher, check) = start_sum([a, b, c, d, kind, flags]);
+        if check != [check_a, check_b] && !cfg!(fuzzing) {
+            return Err(DecodeError::damaged("frame header"));
+        }
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         match length.checked_sub(COUNTED_HEADER_BYTES) {
             Some(body_bytes) => Ok(Some(Self {
                 body_bytes,
                 kind,
                 flags,
+                sum: Sum {
+                    hasher,
+                    expected: u32::from_le_bytes([e, f, g, h]),
+                },
             })),
             None => Err(DecodeError::new(
                 "frame length",
-                "does not cover kind and flags",
+                "does not cover the rest of the header",
             )),
         }
     }
 }
 
-/// Appends a frame: its header, then what `body` writes, then the length in its place.
-pub(crate) fn write_frame(out: &mut BytesMut, kind: u8, body: impl FnOnce(&mut Writer<'_>)) {
+/// The sum of a header's first six bytes, to go on with over the body, and the short checksum that is made of it.
+fn start_sum(head: [u8; 6]) -> (crc32fast::Hasher, [u8; 2]) {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&head);
+    let [low, high, ..] = hasher.clone().finalize().to_le_bytes();
+    (hasher, [low, high])
+}
+
+/// A frame of any kind, flags and body, also one that nobody may send: what receivers are tested with.
+pub fn raw_frame(kind: u8, flags: u8, body: &[u8]) -> Bytes {
+    let mut out = BytesMut::new();
+    write_frame(&mut out, kind, flags, |to| to.raw(body));
+    out.freeze()
+}
+
+/// Appends a frame: its header, then what `body` writes, then length and checksums in their places.
+pub(crate) fn write_frame(
+    out: &mut BytesMut,
+    kind: u8,
+    flags: u8,
+    body: impl FnOnce(&mut Writer<'_>),
+) {
     let start = out.len();
-    out.put_slice(&[0, 0, 0, 0, kind, 0]);
+    out.put_slice(&[0; HEADER_BYTES]);
     body(&mut Writer::new(out));
-    let body_bytes = out.len() - start - HEADER_BYTES;
+    let (header, body) = out[start..].split_at_mut(HEADER_BYTES);
     assert!(
-        body_bytes <= FRAME_BYTES_MAX,
-        "a frame has {body_bytes} bytes, the limit is {FRAME_BYTES_MAX}"
+        body.len() <= FRAME_BYTES_MAX,
+        "a frame has {} bytes, the limit is {FRAME_BYTES_MAX}",
+        body.len()
     );
     let length =
-        u32::try_from(body_bytes + COUNTED_HEADER_BYTES).expect("the limit is below 4 GiB");
-    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        u32::try_from(body.len() + COUNTED_HEADER_BYTES).expect("the limit is below 4 GiB");
+    let [a, b, c, d] = length.to_le_bytes();
+    let head = [a, b, c, d, kind, flags];
+    let (mut hasher, check) = start_sum(head);
+    hasher.update(body);
+    header[..6].copy_from_slice(&head);
+    header[6..8].copy_from_slice(&check);
+    header[8..].copy_from_slice(&hasher.finalize().to_le_bytes());
 }
 
 /// What `value` takes on the wire, without a header.

@@ -1,23 +1,31 @@
 //! Bytes in, frames out; limits are checked before anything is allocated.
 //!
-//! A header is judged as soon as its six bytes are there, and a length it claims allocates nothing: the buffer grows
-//! with the bytes that really come. Byte strings inside a frame (job bodies, pieces of output) are slices of the read
-//! buffer, not copies. **They pin it:** a caller that keeps a few bytes for long copies them
-//! (`Bytes::copy_from_slice`), or it keeps the whole read they came with. Text, fences and reports are copies anyway.
+//! A header is judged as soon as it is there, its own checksum first, and a length it claims allocates nothing: the buffer
+//! grows with the bytes that really come. A body is read once its checksum fits. Byte strings inside a frame (job
+//! bodies, pieces of output) are slices of the read buffer, not copies. **They pin it:** a caller that keeps a few
+//! bytes for long copies them (`Bytes::copy_from_slice`), or it keeps the whole read they came with. Text, fences and
+//! reports are copies anyway.
 
 use bytes::{Buf, BytesMut};
 
-use crate::codec::{DecodeError, HEADER_BYTES, Header, write_frame};
+use crate::codec::{DecodeError, HEADER_BYTES, Header, Sum, write_frame};
 use crate::frame::{Frame, SKIPPABLE};
 use crate::limits::HELLO_FRAME_BYTES_MAX;
+
+/// What is still to come of a frame that nobody reads.
+#[derive(Debug)]
+struct Skip {
+    bytes: usize,
+    sum: Sum,
+}
 
 /// Cuts a byte stream into frames.
 #[derive(Debug)]
 pub struct Decoder {
     buffer: BytesMut,
     frame_bytes_max: usize,
-    /// Bytes of an unknown frame still to be passed over: dropped as they come, never gathered.
-    skip_bytes: usize,
+    /// An unknown frame that is passed over: dropped as it comes, never gathered.
+    skipping: Option<Skip>,
 }
 
 impl Decoder {
@@ -27,7 +35,7 @@ impl Decoder {
         Self {
             buffer: BytesMut::new(),
             frame_bytes_max: HELLO_FRAME_BYTES_MAX,
-            skip_bytes: 0,
+            skipping: None,
         }
     }
 
@@ -45,16 +53,29 @@ impl Decoder {
     /// The next whole frame, `None` until more bytes come. After an error the stream is lost: close it.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, DecodeError> {
         loop {
-            let skipped = self.skip_bytes.min(self.buffer.len());
-            self.buffer.advance(skipped);
-            self.skip_bytes -= skipped;
+            if let Some(mut skip) = self.skipping.take() {
+                let passed = self.buffer.split_to(skip.bytes.min(self.buffer.len()));
+                skip.sum.add(&passed);
+                skip.bytes -= passed.len();
+                if skip.bytes > 0 {
+                    self.skipping = Some(skip);
+                    return Ok(None);
+                }
+                if !skip.sum.fits() {
+                    return Err(DecodeError::damaged("frame"));
+                }
+            }
 
-            let Some(header) = Header::peek(&self.buffer)? else {
+            let Some(mut header) = Header::peek(&self.buffer)? else {
                 return Ok(None);
             };
-            self.judge(header)?;
+            self.judge(&header)?;
             if !Frame::knows(header.kind) {
-                self.skip_bytes = HEADER_BYTES + header.body_bytes;
+                self.buffer.advance(HEADER_BYTES);
+                self.skipping = Some(Skip {
+                    bytes: header.body_bytes,
+                    sum: header.sum,
+                });
                 continue;
             }
             if self.buffer.len() < HEADER_BYTES + header.body_bytes {
@@ -62,11 +83,15 @@ impl Decoder {
             }
             self.buffer.advance(HEADER_BYTES);
             let body = self.buffer.split_to(header.body_bytes).freeze();
+            header.sum.add(&body);
+            if !header.sum.fits() {
+                return Err(DecodeError::damaged("frame"));
+            }
             return Frame::read_body(header.kind, &body).map(Some);
         }
     }
 
-    fn judge(&self, header: Header) -> Result<(), DecodeError> {
+    fn judge(&self, header: &Header) -> Result<(), DecodeError> {
         if header.body_bytes > self.frame_bytes_max {
             return Err(DecodeError::new("frame length", "is above the limit"));
         }
@@ -93,7 +118,7 @@ impl Frame {
     /// If a field or the frame is above its limit in `limits.rs`: every receiver would refuse it, so whoever fills a
     /// frame with words of others (a handler's message, a result) cuts them first.
     pub fn encode(&self, out: &mut BytesMut) {
-        write_frame(out, self.kind(), |to| self.write_body(to));
+        write_frame(out, self.kind(), 0, |to| self.write_body(to));
     }
 }
 
@@ -102,6 +127,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::codec::raw_frame;
     use crate::frame::{Ack, Beat};
 
     fn ack(through: u64) -> Frame {
@@ -139,10 +165,7 @@ mod tests {
 
     #[test]
     fn a_length_above_the_limit_is_refused_with_the_header() {
-        let header = |body_bytes: u32| {
-            let [a, b, c, d] = (body_bytes + 2).to_le_bytes();
-            [a, b, c, d, 0x23, 0]
-        };
+        let header = |body_bytes| raw_frame(0x23, 0, &vec![0; body_bytes]).slice(..HEADER_BYTES);
         assert_eq!(fed(&header(512)).next_frame(), Ok(None));
         assert!(fed(&header(513)).next_frame().is_err());
 
@@ -150,32 +173,62 @@ mod tests {
         raised.accept_up_to(513);
         assert_eq!(raised.next_frame(), Ok(None));
         assert!(
-            fed(&[1, 0, 0, 0, 0x23, 0]).next_frame().is_err(),
+            fed(b"\x07\0\0\0\x23\0\x47\x2d\0\0\0\0")
+                .next_frame()
+                .is_err(),
             "shorter than its own header"
         );
     }
 
     #[test]
     fn an_unknown_kind_is_passed_over_if_it_says_so_and_never_gathered() {
-        let mut decoder = fed(&[102, 0, 0, 0, 0xee, SKIPPABLE]);
-        for _ in 0..10 {
-            decoder.buffer().extend_from_slice(&[0xab; 10]);
+        let unknown = raw_frame(0xee, SKIPPABLE, &[0xab; 100]);
+        let mut decoder = fed(&[]);
+        for piece in unknown.chunks(10) {
+            decoder.buffer().extend_from_slice(piece);
             assert_eq!(decoder.next_frame(), Ok(None));
-            assert!(decoder.buffer().is_empty());
+            assert!(decoder.buffer().len() < HEADER_BYTES);
         }
         ack(9).encode(decoder.buffer());
         assert_eq!(decoder.next_frame(), Ok(Some(ack(9))));
 
         assert!(
-            fed(&[2, 0, 0, 0, 0xee, 0]).next_frame().is_err(),
+            fed(&raw_frame(0xee, 0, b"")).next_frame().is_err(),
             "not skippable"
         );
         assert!(
-            fed(&[2, 0, 0, 0, 0xee, SKIPPABLE | 2])
+            fed(&raw_frame(0xee, SKIPPABLE | 2, b""))
                 .next_frame()
                 .is_err(),
             "unknown flag"
         );
+    }
+
+    /// The check of a header is linear: whether a change shows does not depend on what was changed. So one header stands
+    /// for all, and no length that one changed byte makes is ever waited for.
+    #[test]
+    fn a_changed_byte_anywhere_is_damage_and_never_waited_for() {
+        let mut unknown = BytesMut::from(&raw_frame(0xee, SKIPPABLE, b"whatever")[..]);
+        let mut assign = BytesMut::new();
+        Frame::Assign(crate::frame::Assign {
+            seq: 7,
+            jobs: vec![],
+        })
+        .encode(&mut assign);
+        for frame in [&mut unknown, &mut assign] {
+            for at in 0..frame.len() {
+                for change in 1..=255 {
+                    frame[at] ^= change;
+                    let error = fed(frame).next_frame().unwrap_err();
+                    assert!(
+                        error.is_damage(),
+                        "{error}: byte {at} changed by {change:#x}"
+                    );
+                    frame[at] ^= change;
+                }
+            }
+            assert!(fed(frame).next_frame().is_ok());
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What server and worker say to each other. One file a conversation; numbers and bytes are in `PROTOCOL.md`.
 //!
-//! A frame on the wire is a header (`length u32`, `kind u8`, `flags u8`, little-endian; length counts what follows it)
-//! and a body. A receiver skips a kind it does not know if the flag `SKIPPABLE` is set, and closes otherwise.
+//! A frame on the wire is a header (`length u32`, `kind u8`, `flags u8`, `check u16`, `crc u32`, little-endian; length
+//! counts what follows it) and a body. A receiver skips a kind it does not know if the flag `SKIPPABLE` is set, and
+//! closes otherwise.
 
 pub mod assign;
 pub mod hello;

@@ -14,6 +14,9 @@
 //! said: a replayed hello meets another nonce, and a changed field breaks a proof. The server goes first: a client
 //! says nothing about itself to a server that does not know the token.
 //!
+//! Under TLS what is proven begins with the session's own exporter (RFC 9266): whoever stands in the middle with two TLS
+//! sessions, whatever certificate it has, cannot pass a proof from the one to the other.
+//!
 //! Not here: deadlines, connection limits and what a name or a session means (the server's).
 
 use std::fmt;
@@ -33,10 +36,10 @@ use crate::limits::{
 use crate::token::Token;
 
 /// The protocol versions this crate speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
-/// The lowest of them.
-const VERSION_MIN: u16 = 1;
+/// The lowest of them. Version 1, of which there was no release, had no checksums.
+const VERSION_MIN: u16 = 2;
 
 /// The optional abilities this crate has: none yet.
 const CAPABILITIES: u64 = 0;
@@ -124,14 +127,26 @@ pub struct ServerHandshake {
 }
 
 impl ServerHandshake {
-    /// Takes the hello. `verifier` is that of `hello.token_id`; without one a made-up verifier is used, so that an
-    /// unknown id and a wrong secret look the same and take as long. `random` is 32 fresh random bytes: nonce and
-    /// made-up keys are derived from them, and they themselves stay here, or one could recompute those keys.
+    /// On a plain connection: see [`bound`](Self::bound).
     pub fn new(
         identity: Identity,
         hello: &Hello,
         verifier: Option<&Verifier>,
         random: [u8; 32],
+    ) -> Result<(Self, Challenge), HandshakeError> {
+        Self::bound(identity, hello, verifier, random, None)
+    }
+
+    /// Takes the hello. `verifier` is that of `hello.token_id`; without one a made-up verifier is used, so that an
+    /// unknown id and a wrong secret look the same and take as long. `random` is 32 fresh random bytes: nonce and
+    /// made-up keys are derived from them, and they themselves stay here, or one could recompute those keys. `tls` is
+    /// the exporter of the TLS session that all this travels in.
+    pub fn bound(
+        identity: Identity,
+        hello: &Hello,
+        verifier: Option<&Verifier>,
+        random: [u8; 32],
+        tls: Option<[u8; 32]>,
     ) -> Result<(Self, Challenge), HandshakeError> {
         let version = agree(hello)?;
         let made_up =
@@ -151,7 +166,7 @@ impl ServerHandshake {
             epoch_nonce: identity.epoch_nonce,
             proof: [0; PROOF_BYTES],
         };
-        let transcript = Transcript::new(hello, &challenge);
+        let transcript = Transcript::new(tls, hello, &challenge);
         challenge.proof = transcript.server_proof(server_key);
         let known = Choice::from(u8::from(known.is_some()));
         let handshake = Self {
@@ -197,6 +212,7 @@ pub struct ClientHandshake {
     client_key: [u8; 32],
     server_key: [u8; 32],
     hello: Hello,
+    tls: Option<[u8; 32]>,
 }
 
 impl ClientHandshake {
@@ -217,20 +233,34 @@ impl ClientHandshake {
                 client_key,
                 server_key,
                 hello: hello.clone(),
+                tls: None,
             },
             hello,
         )
     }
 
+    /// All this travels in the TLS session with that exporter.
+    pub fn bind(&mut self, tls: [u8; 32]) {
+        self.tls = Some(tls);
+    }
+
     /// Checks the server's proof, then fills `login.proof`. An error means: this is not our server, tell it nothing;
     /// or, with the code `Invalid`, that `login` has a field out of its limits.
     pub fn login(self, challenge: &Challenge, login: &mut Login) -> Result<(), HandshakeError> {
-        let transcript = Transcript::new(&self.hello, challenge);
+        let transcript = Transcript::new(self.tls, &self.hello, challenge);
         let proof = transcript.server_proof(&self.server_key);
         if !bool::from(proof.ct_eq(&challenge.proof)) {
             return Err(HandshakeError::new(
                 RefuseCode::Unauthorised,
-                "the server does not know this access token: another server, or the token was revoked",
+                match self.tls {
+                    None => {
+                        "the server does not know this access token: another server, or the token was revoked"
+                    }
+                    Some(_) => {
+                        "the server does not know this access token: another server, the token was revoked, \
+                         or somebody ends TLS on the way to it"
+                    }
+                },
             ));
         }
         if !(self.hello.version_min..=self.hello.version_max).contains(&challenge.version) {
@@ -342,26 +372,30 @@ fn check(role: Role, login: &Login) -> Result<(), HandshakeError> {
 
 /// What both have heard so far, as the proofs take it: bodies, each without its own proof.
 struct Transcript {
+    /// Nothing on a plain connection. A hello begins with another letter, so the two cannot be taken for each other.
+    channel: Vec<u8>,
     hello: Bytes,
     challenge: Bytes,
 }
 
 impl Transcript {
-    fn new(hello: &Hello, challenge: &Challenge) -> Self {
+    fn new(tls: Option<[u8; 32]>, hello: &Hello, challenge: &Challenge) -> Self {
         Self {
+            channel: tls.map_or_else(Vec::new, |exporter| [&b"TLS "[..], &exporter].concat()),
             hello: body_of(hello),
             challenge: without_proof(body_of(challenge)),
         }
     }
 
     fn server_proof(&self, server_key: &[u8; 32]) -> [u8; 32] {
-        hmac(server_key, &[&self.hello, &self.challenge])
+        hmac(server_key, &[&self.channel, &self.hello, &self.challenge])
     }
 
     /// What the client key is hidden under.
     fn client_pad(&self, stored_key: &[u8; 32], login: &Login) -> [u8; 32] {
         let login = without_proof(body_of(login));
-        hmac(stored_key, &[&self.hello, &self.challenge, &login])
+        let parts = [&self.channel[..], &self.hello, &self.challenge, &login];
+        hmac(stored_key, &parts)
     }
 }
 
@@ -550,6 +584,54 @@ mod tests {
         );
     }
 
+    /// A handshake whose ends see these TLS sessions: what the client says of the server, and the server of the client.
+    fn shake_in(
+        client: Option<[u8; 32]>,
+        server: Option<[u8; 32]>,
+    ) -> Result<Result<(), HandshakeError>, HandshakeError> {
+        let (mut ours, hello) = ClientHandshake::new(&token(), Role::Control, [5; 32]);
+        if let Some(exporter) = client {
+            ours.bind(exporter);
+        }
+        let verifier = Verifier::new(&token());
+        let (theirs, challenge) =
+            ServerHandshake::bound(IDENTITY, &hello, Some(&verifier), [6; 32], server).unwrap();
+        let mut login = login();
+        ours.login(&challenge, &mut login)?;
+        Ok(theirs.login(&login))
+    }
+
+    #[test]
+    fn proofs_cannot_be_passed_from_one_tls_session_to_another() {
+        assert_eq!(shake_in(Some([1; 32]), Some([1; 32])), Ok(Ok(())));
+        for (client, server) in [
+            (Some([1; 32]), Some([2; 32])),
+            (None, Some([2; 32])),
+            (Some([1; 32]), None),
+        ] {
+            let refused = shake_in(client, server).unwrap_err();
+            assert_eq!(refused.code, RefuseCode::Unauthorised);
+        }
+    }
+
+    #[test]
+    fn a_login_made_for_another_tls_session_is_refused_whatever_the_client_believes() {
+        let verifier = Verifier::new(&token());
+        let (mut ours, hello) = ClientHandshake::new(&token(), Role::Control, [5; 32]);
+        ours.bind([1; 32]);
+        let of = |exporter| {
+            ServerHandshake::bound(IDENTITY, &hello, Some(&verifier), [6; 32], exporter).unwrap()
+        };
+        let (_, convincing) = of(Some([1; 32]));
+        let mut login = login();
+        ours.login(&convincing, &mut login).unwrap();
+        for other in [Some([2; 32]), None] {
+            let (server, challenge) = of(other);
+            assert_eq!(challenge.nonce, convincing.nonce);
+            assert_eq!(code(&server.login(&login)), Some(RefuseCode::Unauthorised));
+        }
+    }
+
     #[test]
     fn an_unknown_id_and_a_wrong_secret_look_the_same() {
         let (_, hello) = ClientHandshake::new(&token(), Role::Control, [5; 32]);
@@ -562,7 +644,7 @@ mod tests {
                 ServerHandshake::new(IDENTITY, &hello, verifier, [6; 32]).unwrap();
             // Whoever knows the code and all that travelled still cannot tell that the keys were made up.
             let guess = Verifier::from_secret(hello.token_id.clone(), &challenge.nonce);
-            let transcript = Transcript::new(&hello, &challenge);
+            let transcript = Transcript::new(None, &hello, &challenge);
             assert_ne!(transcript.server_proof(&guess.server_key), challenge.proof);
             (
                 server.login(&login()),
@@ -600,16 +682,16 @@ mod tests {
             ServerHandshake::new(IDENTITY, &hello, None, [6; 32])
                 .map(|(_, challenge)| challenge.version)
         };
-        assert_eq!(ask(1, 1), Ok(1));
+        assert_eq!(ask(2, 2), Ok(2));
         assert_eq!(ask(0, 9), Ok(VERSION));
-        assert_eq!(ask(2, 1).unwrap_err().code, RefuseCode::Invalid);
+        assert_eq!(ask(3, 2).unwrap_err().code, RefuseCode::Invalid);
         let error = ask(3, 5).unwrap_err();
         assert_eq!(error.code, RefuseCode::Version);
         assert!(
-            error.message.contains("3 to 5") && error.message.contains("1 to 1"),
+            error.message.contains("3 to 5") && error.message.contains("2 to 2"),
             "{error}"
         );
-        assert_eq!(ask(0, 0).unwrap_err().code, RefuseCode::Version);
+        assert_eq!(ask(0, 1).unwrap_err().code, RefuseCode::Version);
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl FromStr for JobId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        // The standard parser also takes a leading plus.
-        if text.starts_with('+') {
+        // The standard parser also takes a leading plus, and zeros before the first digit that counts: a job has one name.
+        if text.starts_with(['+', '0']) {
             return Err(InvalidId);
         }
         text.parse().ok().and_then(Self::new).ok_or(InvalidId)
@@ -211,6 +211,7 @@ mod tests {
         for text in [
             "",
             "0",
+            "01",
             "-1",
             "+1",
             "1.5",

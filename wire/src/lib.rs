@@ -11,6 +11,7 @@
 //! With `default-features = false` only ids and states remain: that is what the engine sees.
 #![warn(missing_docs)]
 
+pub mod allow;
 pub mod id;
 pub mod limits;
 pub mod mutation;
@@ -30,6 +31,7 @@ pub mod handshake;
 #[cfg(feature = "frames")]
 pub mod token;
 
+pub use allow::Allow;
 pub use id::{Attempt, Epoch, Fence, JobId, SessionId, WorkerId};
 pub use outcome::{Detail, Outcome, Usage};
 pub use state::{JobState, Priority, Reason};

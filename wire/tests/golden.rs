@@ -194,16 +194,30 @@ fn output_login() -> Login {
 }
 
 /// What both ends say in a handshake with the golden token.
-fn handshake(role: Role, nonce: u8, random: u8, mut login: Login) -> [Frame; 3] {
+fn handshake(role: Role, nonce: u8, random: u8, login: Login) -> [Frame; 3] {
+    handshake_in(None, role, nonce, random, login)
+}
+
+/// The same in the TLS session with that exporter.
+fn handshake_in(
+    tls: Option<[u8; 32]>,
+    role: Role,
+    nonce: u8,
+    random: u8,
+    mut login: Login,
+) -> [Frame; 3] {
     let identity = Identity {
         cluster: count_up_16(0xc0),
         epoch: Epoch::new(7),
         epoch_nonce: count_up_16(0xd0),
     };
-    let (client, hello) = ClientHandshake::new(&token(), role, count_up(nonce));
+    let (mut client, hello) = ClientHandshake::new(&token(), role, count_up(nonce));
+    if let Some(exporter) = tls {
+        client.bind(exporter);
+    }
     let verifier = Verifier::new(&token());
     let (server, challenge) =
-        ServerHandshake::new(identity, &hello, Some(&verifier), count_up(random)).unwrap();
+        ServerHandshake::bound(identity, &hello, Some(&verifier), count_up(random), tls).unwrap();
     client.login(&challenge, &mut login).unwrap();
     server.login(&login).unwrap();
     [
@@ -240,7 +254,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
             Frame::Refused(Refused {
                 code: RefuseCode::Version,
                 message:
-                    "no protocol version in common: the client speaks 3 to 5, the server 1 to 1"
+                    "no protocol version in common: the client speaks 3 to 5, the server 2 to 2"
                         .to_owned(),
             }),
         ),
@@ -556,6 +570,25 @@ fn the_golden_token_and_its_keys_are_ours() {
 }
 
 #[test]
+fn the_golden_handshake_under_tls_has_the_golden_proofs() {
+    let golden = golden();
+    assert_eq!(golden["key/tls_exporter"], count_up(0x60)[..]);
+    let [hello, challenge, login] =
+        handshake_in(Some(count_up(0x60)), Role::Control, 0x20, 0xa0, login());
+    assert_eq!(encode(&hello), golden["hello"]);
+    for (frame, plain, proof) in [
+        (challenge, "challenge", "key/tls_challenge_proof"),
+        (login, "login", "key/tls_login_proof"),
+    ] {
+        // Their headers, of 12 bytes, differ by the checksum.
+        let (bytes, plain) = (encode(&frame), &golden[plain]);
+        let (body, proof) = (12..plain.len() - 32, &golden[proof]);
+        assert_eq!(bytes[body.clone()], plain[body.clone()]);
+        assert_eq!(bytes[body.end..], proof[..]);
+    }
+}
+
+#[test]
 fn golden_frames_to_pass_over_are_passed_over() {
     assert_eq!(decode(&golden()["skipped/unknown_kind"]), Ok(vec![]));
 }
@@ -565,7 +598,12 @@ fn golden_frames_to_refuse_are_refused() {
     let mut count = 0;
     for (name, bytes) in golden() {
         if name.starts_with("bad/") {
-            assert!(decode(&bytes).is_err(), "{name} was taken");
+            let error = decode(&bytes).expect_err(name);
+            assert_eq!(
+                error.is_damage(),
+                name.contains("checksum"),
+                "{name}: {error}"
+            );
             count += 1;
         }
     }

@@ -21,6 +21,7 @@ use hostler_wire::{Detail, Fence, Outcome, Usage};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
+use crate::cgroup::Group;
 use crate::clock::{Span, Time};
 use crate::kin::{Kin, Marks, Where};
 use crate::proc;
@@ -60,6 +61,9 @@ pub(crate) struct Child {
     /// It was signalled by us before it ended.
     told: bool,
     kin: Kin,
+    pub(crate) group: Option<Group>,
+    /// Where it says why it could not become the job's program.
+    failure: Option<OwnedFd>,
     left: Left,
     /// How often the kernel had killed for want of memory when this was started.
     pub(crate) oom_kills: u64,
@@ -131,7 +135,10 @@ impl Child {
             tail: Vec::new(),
             exited_at: None,
             told: false,
-            kin: Kin::new(spawned.marks, spawned.pid),
+            kin: Kin::new(spawned.marks, spawned.pid)
+                .within(spawned.group.as_ref().map(|group| group.path().to_owned())),
+            group: spawned.group,
+            failure: spawned.failure,
             left: Left::Nobody,
             oom_kills,
             killed_at: None,
@@ -226,6 +233,9 @@ impl Child {
     }
 
     fn kill(&mut self, now: Time, place: Where) {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
         self.kin.kill(place);
         self.killed_at.get_or_insert(now);
         self.look_at = now;
@@ -261,7 +271,9 @@ impl Child {
         let read = closed || now >= read_until;
         let place = reaper.place();
         if !self.told && self.left == Left::Nobody {
-            if !reaper.may_have_left(&self.kin, read && !closed) || self.kin.look(place) == 0 {
+            let may_have_left =
+                reaper.may_have_left(&self.kin, read && !closed) || self.kin.any_in_group();
+            if !may_have_left || self.kin.look(place) == 0 {
                 self.look_at = read_until;
                 return read;
             }
@@ -292,6 +304,9 @@ impl Child {
         let mut gone = self.kin.look(place) == 0;
         if !gone && self.killed_at.is_some() {
             // Once more each time: it may have multiplied.
+            if let Some(group) = &self.group {
+                group.kill();
+            }
             gone = self.kin.kill(place) == 0;
         }
         let given_up = self.killed_at.is_some_and(|at| now >= at + stuck);
@@ -309,6 +324,10 @@ impl Child {
         usage.wall_ms = (ended_at - self.started_at).us() / 1_000;
         reaper.reaped(self.pid);
         (usage.stdout_bytes, usage.stderr_bytes) = self.bytes();
+        let group = self.group.as_ref().map(Group::used);
+        if let Some(used) = &group {
+            used.tell(&mut usage);
+        }
         let mut detail = Detail {
             usage: Some(usage),
             message: self.words_about_others(),
@@ -324,7 +343,37 @@ impl Child {
             Status::Signalled(signal) => detail.signal = Some(signal),
         }
         detail.stderr_tail = last_lines(&std::mem::take(&mut self.tail)).to_vec();
+        if let Some((errno, message)) = self.failed_to_become() {
+            detail = Detail {
+                message,
+                ..Detail::default()
+            };
+            return (Outcome::SpawnFailed { errno }, detail, self.told);
+        }
+        if let Some(used) = group {
+            let words = used.words();
+            if !words.is_empty() {
+                let both = if detail.message.is_empty() { "" } else { "; " };
+                detail.message = format!("{words}{both}{}", detail.message);
+            }
+            let killed = matches!(status, Status::Signalled(9)) && !self.told;
+            if killed && used.oom_kills > 0 {
+                return (Outcome::OutOfMemory, detail, self.told);
+            }
+        }
         (outcome, detail, self.told)
+    }
+
+    /// Why it ended before it was the job's program, if it did.
+    fn failed_to_become(&mut self) -> Option<(i32, String)> {
+        let mut words = [0; 512];
+        let n = rustix::io::read(self.failure.take()?, &mut words).ok()?;
+        let (errno, message) = words[..n].split_first_chunk()?;
+        let message = String::from_utf8_lossy(message);
+        Some((
+            i32::from_le_bytes(*errno),
+            format!("cannot start {message}"),
+        ))
     }
 
     /// What became of processes other than its main one, if there is anything to tell.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::SegQueue;
+use hostler_wire::allow::Handlers;
 use hostler_wire::{Attempt, Detail, Fence, JobId, Outcome};
 use mio::Waker;
 use serde_json::{Value, json};
@@ -195,9 +196,20 @@ impl Watch {
 }
 
 /// The handlers a worker has.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Registry {
     own: HashMap<String, Arc<dyn Handler>>,
+    /// Those it runs, whatever it has.
+    allowed: Handlers,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            own: HashMap::new(),
+            allowed: Handlers::All,
+        }
+    }
 }
 
 /// How a handler is run.
@@ -217,8 +229,16 @@ impl Registry {
         self.own.insert(name, Arc::new(handler));
     }
 
+    /// Runs none but these.
+    pub(crate) fn allow(&mut self, handlers: Handlers) {
+        self.allowed = handlers;
+    }
+
     /// One's own come first, also before a built-in of the same name.
     pub(crate) fn find(&self, name: &str) -> Option<Way> {
+        if !self.allowed.has(name) {
+            return None;
+        }
         if let Some(handler) = self.own.get(name) {
             return Some(Way::Thread(Arc::clone(handler)));
         }
@@ -239,6 +259,7 @@ impl Registry {
                 .filter(|name| !self.own.contains_key(**name))
                 .map(|&n| n.to_owned()),
         );
+        names.retain(|name| self.allowed.has(name));
         names.sort_unstable();
         names
     }
@@ -247,7 +268,7 @@ impl Registry {
     pub(crate) fn inline(&self) -> HashSet<String> {
         let inline = ["noop", "echo"]
             .iter()
-            .filter(|name| !self.own.contains_key(**name));
+            .filter(|name| !self.own.contains_key(**name) && self.allowed.has(name));
         inline.map(|&name| name.to_owned()).collect()
     }
 }
@@ -481,6 +502,7 @@ fn words_of(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use hostler_wire::Epoch;
+    use hostler_wire::allow::Pattern;
 
     use super::*;
 
@@ -581,5 +603,16 @@ mod tests {
         assert!(!registry.inline().contains("noop"));
         assert!(matches!(registry.find("noop"), Some(Way::Thread(_))));
         assert_eq!(registry.names(), ["echo", "fail", "noop", "sleep"]);
+    }
+
+    #[test]
+    fn a_worker_has_only_the_handlers_it_was_started_for() {
+        let mut registry = Registry::default();
+        registry.add("img.crop".to_owned(), |_: &Job| Ok(Value::Null));
+        registry.allow(Handlers::Only(vec![Pattern::new("img.*").unwrap()]));
+        assert!(registry.find("img.crop").is_some());
+        assert!(registry.find("noop").is_none() && registry.find("sleep").is_none());
+        assert_eq!(registry.names(), ["img.crop"]);
+        assert!(registry.inline().is_empty());
     }
 }

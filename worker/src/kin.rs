@@ -13,10 +13,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use hostler_wire::Fence;
 use rustix::process::{Pid, Signal};
 
+use crate::cgroup;
 use crate::proc::{self, Stat};
 
 /// The variables that say whose a process is.
@@ -133,6 +135,8 @@ pub(crate) struct Kin {
     pub(crate) marks: Marks,
     /// The main process, and the group it leads.
     leader: Pid,
+    /// Its control group, if it has one: whoever is in there belongs to it.
+    group: Option<PathBuf>,
     /// Those that lived at the last look, each with its start time.
     living: HashMap<u32, u64>,
     /// Of those, the ones outside the leader's group.
@@ -144,9 +148,26 @@ impl Kin {
         Self {
             marks,
             leader,
+            group: None,
             living: HashMap::new(),
             outside: Vec::new(),
         }
+    }
+
+    /// The same, with a control group.
+    pub(crate) fn within(self, group: Option<PathBuf>) -> Self {
+        Self { group, ..self }
+    }
+
+    /// Whether somebody is in its control group.
+    pub(crate) fn any_in_group(&self) -> bool {
+        !self.in_group().is_empty()
+    }
+
+    fn in_group(&self) -> Vec<u32> {
+        self.group
+            .as_deref()
+            .map_or_else(Vec::new, cgroup::processes)
     }
 
     /// Looks who lives, and tells how many; somebody does as long as nobody can be looked for.
@@ -154,10 +175,14 @@ impl Kin {
         if !proc::can_look() {
             return self.living.len().max(1);
         }
-        let candidates = match place {
+        let mut candidates = match place {
             Where::BelowUs => proc::below(std::process::id()),
             Where::Anywhere => proc::all(),
         };
+        let grouped = self.in_group();
+        candidates.extend(&grouped);
+        candidates.sort_unstable();
+        candidates.dedup();
         let mut living = HashMap::new();
         let mut outside = Vec::new();
         let mut others = Vec::new();
@@ -166,7 +191,7 @@ impl Kin {
                 continue;
             };
             let in_group = self.leads(pid) || self.leads(stat.group);
-            if in_group || self.knows(pid, &stat) {
+            if in_group || grouped.contains(&pid) || self.knows(pid, &stat) {
                 living.insert(pid, stat.started);
                 outside.extend((!in_group).then_some(pid));
             } else {

@@ -5,6 +5,7 @@
 //! round it that has the sockets and the processes.
 #![warn(missing_docs)]
 
+mod cgroup;
 mod child;
 mod clock;
 mod handlers;
@@ -14,18 +15,22 @@ mod notes;
 mod oom;
 mod orphans;
 mod output;
+mod pace;
 mod pipe;
 mod proc;
 mod reaper;
 pub mod session;
+pub mod shim;
 mod signs;
 mod spawn;
 mod spill;
 mod usage;
 mod worker;
 
+pub use cgroup::{Delegated, GroupLimits};
 pub use clock::{Span, Time};
 pub use handlers::{Handler, HandlerError, Job};
+pub use hostler_tls::{ClientFiles, Words};
 pub use hostler_wire::token::Token;
 pub use output::{Spool, SpoolLimits};
 pub use session::Exit;

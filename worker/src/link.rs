@@ -12,12 +12,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use crossbeam::channel::{Receiver, bounded};
+use hostler_tls::{Channel, ChannelError, ClientConfig, ServerName, Words, explain};
 use hostler_wire::codec::DecodeError;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{Challenge, Frame, Login, NotLeader, RefuseCode, Refused, Role, Welcome};
@@ -49,6 +50,8 @@ pub(crate) enum LineError {
     Io(io::Error),
     /// The other side closed it.
     Closed,
+    /// TLS does not come about.
+    Tls(Words),
     /// Bytes that are no frames.
     Decode(DecodeError),
     /// The server is not ours, or our own login is out of its limits.
@@ -68,6 +71,7 @@ impl fmt::Display for LineError {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Closed => f.write_str("the server closed the connection"),
+            Self::Tls(words) => f.write_str(&words.what),
             Self::Decode(error) => write!(f, "the server sent what is no frame: {error}"),
             Self::Handshake(error) => error.fmt(f),
             Self::Refused(refused) => write!(f, "refused: {}", refused.message),
@@ -84,6 +88,17 @@ impl From<io::Error> for LineError {
     }
 }
 
+impl From<ChannelError> for LineError {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Io(error) => Self::Io(error),
+            ChannelError::Tls(error) => Self::Tls(explain(&error)),
+            ChannelError::NotTls => Self::Unexpected,
+            ChannelError::Truncated => Self::Closed,
+        }
+    }
+}
+
 impl LineError {
     /// Whether the two sides cannot understand each other, however well they may know each other.
     pub(crate) fn is_of_version(&self) -> bool {
@@ -92,6 +107,7 @@ impl LineError {
             Self::Refused(refused) => refused.code == RefuseCode::Version,
             Self::Io(_)
             | Self::Closed
+            | Self::Tls(_)
             | Self::Decode(_)
             | Self::NotLeader(_)
             | Self::Late
@@ -103,12 +119,14 @@ impl LineError {
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Handshake(_) => true,
+            Self::Tls(words) => words.is_final,
             Self::Refused(refused) => match refused.code {
                 RefuseCode::Version | RefuseCode::Unauthorised | RefuseCode::Invalid => true,
                 RefuseCode::NameInUse
                 | RefuseCode::Busy
                 | RefuseCode::Stopping
-                | RefuseCode::NoSession => false,
+                | RefuseCode::NoSession
+                | RefuseCode::Damaged => false,
             },
             Self::Io(_)
             | Self::Closed
@@ -120,11 +138,37 @@ impl LineError {
     }
 }
 
+/// What opens a server's door.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    pub(crate) token: Token,
+    /// None: connections are plain.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
+/// Where a server is.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// As it was written in the address: what a certificate must be for.
+    pub(crate) host: String,
+}
+
+/// The host of `host:port`, without the brackets of an IPv6 address.
+pub(crate) fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    inner.unwrap_or(host)
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Line {
     stream: TcpStream,
-    pub(crate) peer: SocketAddr,
+    channel: Channel,
+    pub(crate) peer: Peer,
     stage: Stage,
     deadline: Time,
     decoder: Decoder,
@@ -154,26 +198,34 @@ pub(crate) enum Said {
 
 impl Line {
     pub(crate) fn connect(
-        peer: SocketAddr,
+        peer: Peer,
         role: Role,
-        token: &Token,
+        access: &Access,
         registry: &Registry,
         name: mio::Token,
         now: Time,
     ) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(peer)?;
+        let channel = match &access.tls {
+            None => Channel::plain(),
+            Some(config) => {
+                let host = ServerName::try_from(peer.host.clone()).map_err(io::Error::other)?;
+                Channel::client(Arc::clone(config), host).map_err(io::Error::other)?
+            }
+        };
+        let mut stream = TcpStream::connect(peer.address)?;
         if role == Role::Output {
             // What a chatty job has sent stands before what a quiet one prints next.
             socket2::SockRef::from(&stream).set_send_buffer_size(UNSENT_BYTES)?;
         }
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
-        let (handshake, hello) = ClientHandshake::new(token, role, nonce);
+        let (handshake, hello) = ClientHandshake::new(&access.token, role, nonce);
         registry.register(&mut stream, name, Interest::READABLE | Interest::WRITABLE)?;
         let mut decoder = Decoder::new();
         decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
         Ok(Self {
             stream,
+            channel,
             peer,
             stage: Stage::Connecting(Box::new(handshake), Frame::Hello(hello)),
             deadline: now + HANDSHAKE_TIME,
@@ -219,17 +271,20 @@ impl Line {
         if !self.wants_turn() {
             return Ok(false);
         }
-        let n = match self.stream.read(buffer) {
-            Ok(0) => return Err(LineError::Closed),
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        let into = self.decoder.buffer();
+        match self.channel.read(&mut self.stream, buffer, into) {
+            Ok(taken) if taken.wire == 0 => return Err(LineError::Closed),
+            Ok(_) => {}
+            Err(error) if error.is_blocked() => {
                 self.readable = false;
                 return Ok(false);
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        self.decoder.buffer().extend_from_slice(&buffer[..n]);
+            Err(error) => {
+                // The alert that tells the server why; it need not arrive.
+                drop(self.flush());
+                return Err(error.into());
+            }
+        }
         let mut login = Some(login);
         while let Some(frame) = self.decoder.next_frame().map_err(LineError::Decode)? {
             if self.is_ready() {
@@ -247,15 +302,16 @@ impl Line {
 
     /// Writes what the socket takes.
     pub(crate) fn flush(&mut self) -> Result<(), LineError> {
-        while self.writable && !self.out.is_empty() {
-            match self.stream.write(&self.out) {
-                Ok(n) => self.out.advance(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+        if self.writable && !self.is_flushed() {
+            let sent = self.channel.write(&mut self.stream, &mut self.out)?;
+            self.writable &= !sent.blocked;
         }
         Ok(())
+    }
+
+    /// Everything has left for the kernel.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.out.is_empty() && !self.channel.wants_write()
     }
 
     /// The socket is connected once it is writable and has no error to tell.
@@ -292,7 +348,10 @@ impl Line {
         said: &mut Vec<Said>,
     ) -> Result<(), LineError> {
         match (std::mem::replace(&mut self.stage, Stage::Moving), frame) {
-            (Stage::Greeting(handshake), Frame::Challenge(challenge)) => {
+            (Stage::Greeting(mut handshake), Frame::Challenge(challenge)) => {
+                if self.channel.is_tls() {
+                    handshake.bind(self.channel.binding().ok_or(LineError::Unexpected)?);
+                }
                 let mut login = login.take().ok_or(LineError::Unexpected)?();
                 handshake
                     .login(&challenge, &mut login)
@@ -346,6 +405,8 @@ pub(crate) struct Link {
     named: VecDeque<String>,
     /// What the address being tried stands for.
     candidates: VecDeque<SocketAddr>,
+    /// The host in it.
+    host: String,
     lookup: Option<Receiver<io::Result<Vec<SocketAddr>>>>,
     waker: Arc<Waker>,
     back_off: BackOff,
@@ -360,6 +421,7 @@ impl Link {
             next: 0,
             named: VecDeque::new(),
             candidates: VecDeque::new(),
+            host: String::new(),
             lookup: None,
             waker,
             back_off: BackOff::new(),
@@ -369,7 +431,13 @@ impl Link {
     }
 
     /// Makes a connection if there is none and its time has come. Its role is always control.
-    pub(crate) fn dial(&mut self, now: Time, token: &Token, registry: &Registry, name: mio::Token) {
+    pub(crate) fn dial(
+        &mut self,
+        now: Time,
+        access: &Access,
+        registry: &Registry,
+        name: mio::Token,
+    ) {
         if self.line.is_some() {
             return;
         }
@@ -384,10 +452,18 @@ impl Link {
         if now < self.retry_at {
             return;
         }
-        let Some(peer) = self.candidates.pop_front() else {
+        let Some(address) = self.candidates.pop_front() else {
             return self.look_up(now);
         };
-        match Line::connect(peer, Role::Control, token, registry, name, now) {
+        let host = self.host.clone();
+        match Line::connect(
+            Peer { address, host },
+            Role::Control,
+            access,
+            registry,
+            name,
+            now,
+        ) {
             Ok(line) => self.line = Some(line),
             Err(error) => self.lost(now, &LineError::Io(error)),
         }
@@ -396,7 +472,7 @@ impl Link {
     /// The line is gone, or could not be made.
     pub(crate) fn lost(&mut self, now: Time, why: &LineError) {
         let was_ready = self.line.as_ref().is_some_and(Line::is_ready);
-        let address = self.line.take().map(|line| line.peer);
+        let address = self.line.take().map(|line| line.peer.address);
         tracing::info!(server = ?address, %why, "no connection to the server");
         if let LineError::NotLeader(NotLeader { addresses }) = why {
             self.named = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
@@ -438,6 +514,7 @@ impl Link {
             self.next = (self.next + 1) % self.addresses.len();
             address
         });
+        host_of(&address).clone_into(&mut self.host);
         if let Ok(peer) = address.parse() {
             self.candidates.push_back(peer);
             return;
@@ -475,6 +552,13 @@ mod tests {
         }
         back_off.reset();
         assert!(back_off.next() <= PAUSE_MIN);
+    }
+
+    #[test]
+    fn a_certificate_is_for_the_host_of_an_address() {
+        assert_eq!(host_of("q1.example:7441"), "q1.example");
+        assert_eq!(host_of("10.0.0.1:7441"), "10.0.0.1");
+        assert_eq!(host_of("[fd00::3]:7441"), "fd00::3");
     }
 
     #[test]

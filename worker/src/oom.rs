@@ -10,7 +10,9 @@
 //! whichever ends first is taken to be the one.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::cgroup::directory;
 
 /// The count of our control group.
 #[derive(Debug)]
@@ -65,22 +67,7 @@ fn parse(text: &str) -> u64 {
 /// Where the count may be, version 2 first.
 fn files(groups: &str, mounts: &str) -> Vec<PathBuf> {
     let find = |kind: &str, controller: &str, file: &str| {
-        let group = groups.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let named = parts.next()?.split(',').any(|name| name == controller);
-            parts.next().filter(|_| named)
-        })?;
-        let (root, mount) = mounts.lines().find_map(|line| {
-            let (place, system) = line.split_once(" - ")?;
-            let mut place = place.split(' ').skip(3);
-            let mut system = system.split(' ');
-            let right = system.next()? == kind
-                && (controller.is_empty() || system.nth(1)?.split(',').any(|it| it == controller));
-            Some((place.next()?, place.next()?)).filter(|_| right)
-        })?;
-        let group = Path::new(group);
-        let below = group.strip_prefix(root).or(group.strip_prefix("/")).ok()?;
-        Some(Path::new(mount).join(below).join(file))
+        Some(directory(groups, mounts, kind, controller)?.join(file))
     };
     let version_2 = find("cgroup2", "", "memory.events");
     let version_1 = find("cgroup", "memory", "memory.oom_control");

@@ -6,13 +6,14 @@
 //! room, which are the middle of what the job prints: its head stays, as it does on the server, and its end. What went
 //! is counted.
 //! A job that asked for it waits in its write instead (`overflow: block`). Attempts take turns, a piece at a time, so a
-//! chatty one cannot hold up the others. What an attempt's output is to become is said first, on every connection.
+//! chatty one cannot hold up the others; one that prints more than is kept of it is sent at a pace (`pace`). What an
+//! attempt's output is to become is said first, on every connection.
 //!
 //! Keeps P7 (bounded) and P8 (what was cut says how many bytes).
 //!
 //! Not here: the socket (`pipe`), the files (`spill`), the job's own output limit and its gap (the server's).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ use hostler_wire::frame::{
 };
 use hostler_wire::limits::CHUNK_BYTES_MAX;
 
+use crate::clock::Time;
+use crate::pace::Pace;
 use crate::spill::{Nameless, Spill, SpillFiles, Spot};
 
 /// Ended attempts whose output is not acknowledged: beyond, the oldest are forgotten.
@@ -80,6 +83,8 @@ pub struct Spool {
     unwanted: HashSet<Fence>,
     /// Attempts that have something to send, in the order of their turns.
     ready: VecDeque<Fence>,
+    /// Those that have something and are not to go on with it before that time.
+    paced: BTreeSet<(Time, Fence)>,
     /// Attempts that have ended, in order; those forgotten meanwhile stand here too.
     ended: VecDeque<Fence>,
     memory_bytes: usize,
@@ -96,6 +101,8 @@ struct Output {
     /// What it is to become; none if that was never said, and then the server's own rules hold.
     logs: Option<Logs>,
     start_sent: bool,
+    /// While it runs, of one whose middle may be dropped.
+    pace: Option<Pace>,
     stdout: Track,
     stderr: Track,
     /// Of its pieces.
@@ -104,7 +111,7 @@ struct Output {
     dropped_bytes: u64,
     end: Option<OutputEnd>,
     end_sent: bool,
-    /// Stands in `Spool::ready`.
+    /// Stands in `Spool::ready` or `Spool::paced`.
     queued: bool,
 }
 
@@ -148,6 +155,7 @@ impl Spool {
             running: HashMap::new(),
             unwanted: HashSet::new(),
             ready: VecDeque::new(),
+            paced: BTreeSet::new(),
             ended: VecDeque::new(),
             memory_bytes: 0,
             spill,
@@ -283,6 +291,11 @@ impl Spool {
             stderr_bytes,
             dropped_bytes,
         });
+        // What is left of it is bounded, and somebody may wait for it.
+        if output.pace.take().is_some() {
+            self.paced.retain(|(_, paced)| *paced != fence);
+            output.queued = self.ready.contains(&fence);
+        }
         self.queue(fence);
         self.ended.push_back(fence);
         if self.ended.len() > OUTPUTS_MAX {
@@ -345,15 +358,20 @@ impl Spool {
             output.end_sent = false;
             output.queued = true;
         }
+        self.paced.clear();
         self.ready = fences.into();
     }
 
     /// The next frame to send, each attempt in its turn.
-    pub fn next_frame(&mut self) -> Option<Frame> {
+    pub fn next_frame(&mut self, now: Time) -> Option<Frame> {
         while let Some(fence) = self.ready.pop_front() {
             let Some(output) = self.outputs.get_mut(&fence) else {
                 continue;
             };
+            if let Some(Err(due)) = output.pace.as_mut().map(|pace| pace.ask(now)) {
+                self.paced.insert((due, fence));
+                continue;
+            }
             output.queued = false;
             let frame = output.next_frame(fence, &self.spill);
             if output.has_more() {
@@ -370,6 +388,21 @@ impl Spool {
             }
         }
         None
+    }
+
+    /// Time has passed: whoever was to wait until now has its turns again.
+    pub fn resume(&mut self, now: Time) {
+        while let Some(&(due, fence)) = self.paced.first()
+            && due <= now
+        {
+            self.paced.pop_first();
+            self.ready.push_back(fence);
+        }
+    }
+
+    /// When [`resume`](Self::resume) has something to do.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.paced.first().map(|(due, _)| *due)
     }
 
     /// The server has it on disk up to there.
@@ -500,8 +533,9 @@ impl Spool {
         };
         let limit_bytes = output.logs.map_or(0, |logs| logs.limit_bytes);
         let head_bytes = limit_bytes / HEAD_SHARE;
+        let burst_bytes = output.pace.as_ref().map_or(0, Pace::burst_bytes);
         let oldest = |stream: Stream, track: &Track| {
-            let place = track.droppable(head_bytes)?;
+            let place = track.droppable(head_bytes, burst_bytes)?;
             Some((track.pieces[place].at_ms, stream, place))
         };
         let out = oldest(Stream::Stdout, &output.stdout);
@@ -543,8 +577,12 @@ fn fits_memory(limits: &SpoolLimits, output: &Output, used: usize, bytes: usize)
 
 impl Output {
     fn of(logs: Option<Logs>) -> Self {
+        let may_drop = |logs: &Logs| logs.overflow == Overflow::Drop;
         Self {
             logs,
+            pace: logs
+                .filter(may_drop)
+                .map(|logs| Pace::new(logs.limit_bytes)),
             ..Self::default()
         }
     }
@@ -588,11 +626,15 @@ impl Output {
         let piece = &mut track.pieces[track.sent];
         track.sent += 1;
         let data = piece.data.read(spill)?;
+        let (offset, at_ms) = (piece.offset, piece.at_ms);
+        if let Some(pace) = &mut self.pace {
+            pace.sent(data.len() as u64);
+        }
         Ok(Some(Frame::Chunk(Chunk {
             fence,
             stream,
-            offset: piece.offset,
-            at_ms: piece.at_ms,
+            offset,
+            at_ms,
             data,
         })))
     }
@@ -649,12 +691,19 @@ impl Track {
         self.over.take_if(|over| *over <= offset);
     }
 
-    /// The oldest piece that is neither on its way, nor of the head, nor the last.
-    fn droppable(&self, head_bytes: u64) -> Option<usize> {
+    /// The oldest piece that is neither on its way or to follow without a gap, nor of the head, nor the last.
+    fn droppable(&self, head_bytes: u64, burst_bytes: u64) -> Option<usize> {
         let head = self
             .pieces
             .partition_point(|piece| piece.offset < head_bytes);
-        let place = head.max(self.sent);
+        let mut place = head.max(self.sent);
+        let mut burst_bytes = burst_bytes;
+        while burst_bytes > 0
+            && let Some(piece) = self.pieces.get(place)
+        {
+            burst_bytes = burst_bytes.saturating_sub(piece.data.len() as u64);
+            place += 1;
+        }
         (place + 1 < self.pieces.len()).then_some(place)
     }
 
@@ -772,7 +821,7 @@ mod tests {
     /// Sends everything there is; returns standard output as a server would have put it together, gaps as `_`.
     fn sent(spool: &mut Spool) -> (String, Option<OutputEnd>) {
         let (mut text, mut end) = (Vec::new(), None);
-        while let Some(frame) = spool.next_frame() {
+        while let Some(frame) = spool.next_frame(Time::default()) {
             match frame {
                 Frame::Chunk(chunk) => {
                     let start = usize::try_from(chunk.offset).unwrap();
@@ -880,7 +929,7 @@ mod tests {
             let bytes = n * 7_919 % CHUNK_BYTES_MAX + 1;
             while !spool.has_room(fence(1), CHUNK_BYTES_MAX) {
                 waits += 1;
-                if let Some(Frame::Chunk(chunk)) = spool.next_frame() {
+                if let Some(Frame::Chunk(chunk)) = spool.next_frame(Time::default()) {
                     assert_eq!(chunk.offset, sent, "a gap");
                     sent += chunk.data.len() as u64;
                     spool.acked(&ack(1, sent, false));
@@ -919,13 +968,57 @@ mod tests {
                 &vec![b'x'; CHUNK_BYTES_MAX],
                 false,
             );
-            while spool.next_frame().is_some() {}
+            // Slowly enough to be no flood.
+            while spool.next_frame(Time::from_us(n * 1_000_000)).is_some() {}
         }
         spool.push(fence(1), Stream::Stdout, 40 * K, 41, b"the end", false);
         spool.close(fence(1), 40 * K + 7, 0);
         let (text, end) = sent(&mut spool);
         assert!(text.ends_with("the end"));
         assert_eq!(end.unwrap().dropped_bytes, 0);
+    }
+
+    #[test]
+    fn of_a_flood_its_limit_a_second_is_sent_in_stretches_and_its_end_is_whole() {
+        const K: u64 = CHUNK_BYTES_MAX as u64;
+        let mut spool = Spool::new(SpoolLimits::default());
+        let limit = 64 * K;
+        spool.begin(fence(1), logs(limit / HEAD_SHARE));
+        // 320 MiB in five seconds; what is sent is acknowledged at once.
+        let (mut sent, mut stretches, mut next) = (0, 0, 0);
+        let pieces = 5_000;
+        for n in 0..pieces {
+            let piece = vec![b'x'; CHUNK_BYTES_MAX];
+            spool.push(fence(1), Stream::Stdout, n * K, n, &piece, false);
+            let now = Time::from_us((n + 1) * 1_000);
+            spool.resume(now);
+            while let Some(frame) = spool.next_frame(now) {
+                if let Frame::Chunk(chunk) = frame {
+                    stretches += u64::from(chunk.offset != next);
+                    next = chunk.offset + K;
+                    sent += K;
+                    spool.acked(&ack(1, next, false));
+                }
+            }
+            assert!(spool.next_deadline().is_none_or(|due| due > now));
+        }
+        assert!((5 * limit..=6 * limit).contains(&sent), "{sent}");
+        // Bursts of four pieces, sixteen a second.
+        assert!(stretches <= 5 * 16 + 1, "{stretches}");
+        spool.close(fence(1), pieces * K, 0);
+        let mut rest = Vec::new();
+        while let Some(frame) = spool.next_frame(Time::from_us(pieces * 1_000)) {
+            match frame {
+                Frame::Chunk(chunk) => rest.push(chunk.offset),
+                Frame::OutputEnd(end) => {
+                    assert_eq!(end.dropped_bytes, pieces * K - sent - rest.len() as u64 * K)
+                }
+                frame => unreachable!("{frame:?}"),
+            }
+        }
+        let whole = rest.iter().rev().zip((0..pieces).rev());
+        let whole = whole.take_while(|(offset, n)| **offset == n * K).count();
+        assert!(whole as u64 * K >= limit / 16 * 14, "{whole}");
     }
 
     #[test]
@@ -975,7 +1068,7 @@ mod tests {
         }
         assert!(spool.spill.bytes() <= 128 << 20);
         let mut offsets: HashMap<Fence, Vec<u64>> = HashMap::new();
-        while let Some(frame) = spool.next_frame() {
+        while let Some(frame) = spool.next_frame(Time::default()) {
             if let Frame::Chunk(chunk) = frame {
                 offsets
                     .entry(chunk.fence)
@@ -1002,7 +1095,7 @@ mod tests {
         }
         assert!(spool.memory_bytes <= 1_000, "{}", spool.memory_bytes);
         let mut bytes = 0;
-        while let Some(frame) = spool.next_frame() {
+        while let Some(frame) = spool.next_frame(Time::default()) {
             if let Frame::Chunk(chunk) = frame {
                 bytes += chunk.data.len();
             }
@@ -1048,7 +1141,7 @@ mod tests {
             false,
         );
         spool.push(fence(2), Stream::Stdout, 0, 0, b"short", false);
-        let turns: Vec<u64> = std::iter::from_fn(|| spool.next_frame())
+        let turns: Vec<u64> = std::iter::from_fn(|| spool.next_frame(Time::default()))
             .map(|frame| match frame {
                 Frame::Chunk(chunk) => chunk.fence.job.raw(),
                 other => panic!("{other:?}"),
@@ -1071,11 +1164,12 @@ mod tests {
             "nothing is printed, so nobody need be told"
         );
         let names = |spool: &mut Spool| -> Vec<&str> {
-            std::iter::from_fn(|| spool.next_frame().map(|frame| frame.name())).collect()
+            std::iter::from_fn(|| spool.next_frame(Time::default()).map(|frame| frame.name()))
+                .collect()
         };
         spool.push(fence(1), Stream::Stdout, 0, 0, b"hello ", false);
         let fence = fence(1);
-        let start = spool.next_frame();
+        let start = spool.next_frame(Time::default());
         assert_eq!(start, Some(Frame::OutputStart(OutputStart { fence, logs })));
         assert_eq!(names(&mut spool), ["chunk"]);
         spool.push(fence, Stream::Stdout, 6, 0, b"world", false);
@@ -1103,8 +1197,8 @@ mod tests {
                 false,
             );
         }
-        assert!(spool.next_frame().is_some());
-        assert!(spool.next_frame().is_none());
+        assert!(spool.next_frame(Time::default()).is_some());
+        assert!(spool.next_frame(Time::default()).is_none());
     }
 
     proptest! {
@@ -1116,7 +1210,7 @@ mod tests {
             let (mut written, mut stored) = (Vec::new(), Vec::<u8>::new());
             let receive = |spool: &mut Spool, most: usize, stored: &mut Vec<u8>| {
                 for _ in 0..most {
-                    let Some(Frame::Chunk(chunk)) = spool.next_frame() else { return };
+                    let Some(Frame::Chunk(chunk)) = spool.next_frame(Time::default()) else { return };
                     let start = usize::try_from(chunk.offset).unwrap();
                     assert!(start <= stored.len(), "no gap");
                     stored.truncate(start);

@@ -6,15 +6,12 @@
 //!
 //! Not here: what is sent and kept (`output`), the handshake (`link`).
 
-use std::net::SocketAddr;
-
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Frame, Login, Role};
-use hostler_wire::token::Token;
 use mio::Registry;
 
 use crate::clock::Time;
-use crate::link::{BackOff, Line, LineError, Said};
+use crate::link::{Access, BackOff, Line, LineError, Peer, Said};
 use crate::output::Spool;
 
 /// How far the buffer is filled ahead of the socket.
@@ -25,7 +22,7 @@ const AHEAD_BYTES: usize = 256 << 10;
 pub(crate) struct OutputPipe {
     line: Option<Line>,
     /// Where to, and which session to name; none while there is no control session.
-    target: Option<(SocketAddr, SessionId)>,
+    target: Option<(Peer, SessionId)>,
     back_off: BackOff,
     retry_at: Time,
     said: Vec<Said>,
@@ -46,7 +43,7 @@ impl OutputPipe {
     }
 
     /// A control session has begun, or (with `None`) ended.
-    pub(crate) fn follow(&mut self, target: Option<(SocketAddr, SessionId)>) {
+    pub(crate) fn follow(&mut self, target: Option<(Peer, SessionId)>) {
         self.line = None;
         self.more = false;
         self.target = target;
@@ -64,16 +61,18 @@ impl OutputPipe {
     pub(crate) fn dial(
         &mut self,
         now: Time,
-        token: &Token,
+        access: &Access,
         registry: &Registry,
         name: mio::Token,
         spool: &Spool,
     ) {
-        let Some((peer, _)) = self.target else { return };
+        let Some((peer, _)) = &self.target else {
+            return;
+        };
         if self.line.is_some() || spool.is_empty() || now < self.retry_at {
             return;
         }
-        match Line::connect(peer, Role::Output, token, registry, name, now) {
+        match Line::connect(peer.clone(), Role::Output, access, registry, name, now) {
             Ok(line) => self.line = Some(line),
             Err(error) => self.lost(now, &LineError::Io(error)),
         }
@@ -99,6 +98,7 @@ impl OutputPipe {
     /// When [`dial`](Self::dial) or [`turn`](Self::turn) have something to do if nothing happens first.
     pub(crate) fn next_deadline(&self, spool: &Spool) -> Option<Time> {
         match &self.line {
+            Some(line) if line.is_ready() => spool.next_deadline(),
             Some(line) => line.deadline(),
             None => (self.target.is_some() && !spool.is_empty()).then_some(self.retry_at),
         }
@@ -111,9 +111,10 @@ impl OutputPipe {
         login: impl FnOnce() -> Login,
         spool: &mut Spool,
     ) -> Result<(), LineError> {
-        let (Some(line), Some((_, session))) = (&mut self.line, self.target) else {
+        let (Some(line), Some((_, session))) = (&mut self.line, &self.target) else {
             return Ok(());
         };
+        let session = *session;
         self.more = false;
         let login = || Login {
             session: Some(session),
@@ -132,8 +133,9 @@ impl OutputPipe {
             }
         }
         if line.is_ready() {
+            spool.resume(now);
             while line.out.len() < AHEAD_BYTES
-                && let Some(frame) = spool.next_frame()
+                && let Some(frame) = spool.next_frame(now)
             {
                 line.send(&frame);
             }

@@ -4,6 +4,8 @@
 //! whatever the worker's size (`pre_exec` or a search of `PATH` by std would fork: measured at 1 GiB, 31 starts a
 //! second against 1,780). Hence the program is looked up here.
 //!
+//! Where something must be done in the new process first, another program stands between (`shim`).
+//!
 //! The child leads a process group of its own, sees a short list of the worker's variables, the job's own and five of
 //! ours, and inherits three file descriptors, whatever the worker itself has inherited. The worker's token is in neither.
 //!
@@ -11,7 +13,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
@@ -19,28 +21,39 @@ use std::process::{ChildStdin, Stdio};
 use hostler_wire::Fence;
 use hostler_wire::frame::Command;
 use rustix::fs::{Access, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::cgroup::{Group, Groups};
 use crate::kin::{Marks, Origin};
 use crate::proc::signal_group;
+use crate::shim::{ARGUMENT, ResourceLimit, as_argument};
 
-/// What a job sees of the worker's own environment.
-const PASSED_ON: [&str; 10] = [
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+/// What a job sees of the worker's own environment, beside what its person adds.
+const PASSED_ON: [&str; 8] = [
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR",
 ];
+/// And whatever begins with this.
+const PASSED_ON_PREFIX: &str = "LC_";
+/// Nothing that begins with this: the worker's settings and its token.
+const KEPT_PREFIX: &str = "HOSTLER_";
 /// Where programs are looked for if nobody says.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Starts processes.
 #[derive(Debug)]
 pub(crate) struct Spawner {
-    environment: Vec<(&'static str, OsString)>,
+    environment: Vec<(OsString, OsString)>,
     worker: String,
     /// What its processes say of where they come from.
     pub(crate) origin: Origin,
     /// Where a command may tell its progress.
     progress: Option<PathBuf>,
+    /// The program to be started instead, if something is to be done first.
+    shim: Option<PathBuf>,
+    limits: Vec<ResourceLimit>,
+    pub(crate) groups: Option<Groups>,
 }
 
 /// A process that has just been started. Its descriptors do not block.
@@ -52,6 +65,9 @@ pub(crate) struct Spawned {
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) group: Option<Group>,
+    /// Where it says why it could not become the job's program, if something stood between.
+    pub(crate) failure: Option<OwnedFd>,
 }
 
 /// Why a process could not be started.
@@ -66,12 +82,37 @@ pub(crate) enum SpawnError {
 impl Spawner {
     pub(crate) fn new(worker: String) -> Self {
         keep_descriptors();
-        let pass = |name| Some((name, std::env::var_os(name)?));
+        let passed = |name: &str| PASSED_ON.contains(&name) || name.starts_with(PASSED_ON_PREFIX);
         Self {
-            environment: PASSED_ON.into_iter().filter_map(pass).collect(),
+            environment: variables(passed),
             worker,
             origin: Origin::default(),
             progress: None,
+            shim: None,
+            limits: Vec::new(),
+            groups: None,
+        }
+    }
+
+    /// The same, and jobs see these variables of the worker too.
+    pub(crate) fn with_environment(mut self, names: &[String]) -> Self {
+        let added = variables(|name| names.iter().any(|added| added == name));
+        self.environment.extend(added);
+        self
+    }
+
+    /// The same, with something to be done in each new process: `shim` does it.
+    pub(crate) fn with_shim(
+        self,
+        shim: Option<PathBuf>,
+        limits: Vec<ResourceLimit>,
+        groups: Option<Groups>,
+    ) -> Self {
+        Self {
+            shim: shim.filter(|_| groups.is_some() || !limits.is_empty()),
+            limits,
+            groups,
+            ..self
         }
     }
 
@@ -85,7 +126,7 @@ impl Spawner {
 
     /// Starts it; with `output`, what it prints comes back through two pipes, else it goes to `/dev/null`.
     pub(crate) fn spawn(
-        &self,
+        &mut self,
         fence: Fence,
         command: &Command,
         output: bool,
@@ -97,6 +138,31 @@ impl Spawner {
             return Err(SpawnError::failed(libc::EINVAL, "the command is empty"));
         };
         let program = self.find(name, command, cwd)?;
+        let group = match &mut self.groups {
+            Some(groups) => Some(groups.make(fence).map_err(no_room)?),
+            None => None,
+        };
+        let spawned = self.spawn_in(fence, command, (&program, name, arguments), output, &group);
+        match spawned {
+            Ok(spawned) => Ok(Spawned { group, ..spawned }),
+            Err(error) => {
+                if let (Some(groups), Some(group)) = (&mut self.groups, group) {
+                    groups.bury(group);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn_in(
+        &self,
+        fence: Fence,
+        command: &Command,
+        (program, name, arguments): (&Path, &String, &[String]),
+        output: bool,
+        group: &Option<Group>,
+    ) -> Result<Spawned, SpawnError> {
+        let cwd = command.cwd.as_deref().map(Path::new);
         let piped = || {
             if output {
                 Stdio::piped()
@@ -109,9 +175,35 @@ impl Spawner {
         } else {
             Stdio::null()
         };
-
-        let mut child = std::process::Command::new(&program);
-        child.arg0(name).args(arguments).process_group(0);
+        // A pipe whose one end the new process inherits, and nobody else.
+        let failure = match &self.shim {
+            Some(_) => Some(
+                pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+                    .map_err(|error| SpawnError::from_io(&error.into(), program))?,
+            ),
+            None => None,
+        };
+        let mut child = match (&self.shim, &failure) {
+            (Some(shim), Some((_, theirs))) => {
+                rustix::io::fcntl_setfd(theirs, FdFlags::empty())
+                    .map_err(|error| SpawnError::from_io(&error.into(), program))?;
+                let mut child = std::process::Command::new(shim);
+                child.arg(ARGUMENT).arg(theirs.as_raw_fd().to_string());
+                child.arg(
+                    group
+                        .as_ref()
+                        .map_or(OsStr::new(""), |it| it.path().as_os_str()),
+                );
+                child.arg(as_argument(&self.limits)).arg(program).arg(name);
+                child
+            }
+            _ => {
+                let mut child = std::process::Command::new(program);
+                child.arg0(name);
+                child
+            }
+        };
+        child.args(arguments).process_group(0);
         child.stdin(stdin).stdout(piped()).stderr(piped());
         child
             .env_clear()
@@ -131,13 +223,13 @@ impl Spawner {
 
         // A descriptor put aside for the pidfd: having none left is to be noticed before there is a process.
         let spare = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| SpawnError::from_io(&error.into(), &program))?;
+            .map_err(|error| SpawnError::from_io(&error.into(), program))?;
         let mut child = child
             .spawn()
-            .map_err(|error| SpawnError::from_io(&error, &program))?;
+            .map_err(|error| SpawnError::from_io(&error, program))?;
         drop(spare);
         let pid = Pid::from_child(&child);
-        let mut parts = || -> io::Result<Spawned> {
+        let parts = |child: &mut std::process::Child| -> io::Result<Spawned> {
             let spawned = Spawned {
                 pid,
                 pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
@@ -145,6 +237,8 @@ impl Spawner {
                 stdin: child.stdin.take(),
                 stdout: child.stdout.take().map(OwnedFd::from),
                 stderr: child.stderr.take().map(OwnedFd::from),
+                group: None,
+                failure: failure.map(|(ours, _)| ours),
             };
             let pipes = [&spawned.stdout, &spawned.stderr];
             let pipes = pipes.into_iter().flatten().map(AsFd::as_fd);
@@ -153,7 +247,7 @@ impl Spawner {
             }
             Ok(spawned)
         };
-        parts().map_err(|error| {
+        parts(&mut child).map_err(|error| {
             // It runs, but we could not look after it: it must not.
             signal_group(pid, Signal::KILL);
             drop(child.wait());
@@ -183,7 +277,7 @@ impl Spawner {
         let of_worker = self
             .environment
             .iter()
-            .find(|(n, _)| *n == "PATH")
+            .find(|(n, _)| n == "PATH")
             .map(|(_, v)| v.as_os_str());
         let path = of_job.or(of_worker).unwrap_or(OsStr::new(DEFAULT_PATH));
         let mut forbidden = None;
@@ -232,6 +326,27 @@ impl SpawnError {
             Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE => Self::NoRoom { message },
             _ => Self::Failed { errno, message },
         }
+    }
+}
+
+/// Variables of ours whose names are wanted; never one that is ours alone.
+fn variables(wanted: impl Fn(&str) -> bool) -> Vec<(OsString, OsString)> {
+    std::env::vars_os()
+        .filter(|(name, _)| {
+            let name = name.to_str();
+            name.is_some_and(|name| wanted(name) && !is_kept(name))
+        })
+        .collect()
+}
+
+/// Whether a variable is the worker's own: no job may see it.
+pub(crate) fn is_kept(name: &str) -> bool {
+    name.starts_with(KEPT_PREFIX)
+}
+
+fn no_room(error: io::Error) -> SpawnError {
+    SpawnError::NoRoom {
+        message: format!("no control group for it: {error}"),
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Spot {
 
 /// Where the bytes go: numbered files, of which nobody else knows.
 pub trait SpillFiles: Debug {
-    /// Makes the file of that number, empty.
+    /// Makes the file of that number; nothing is read of it that was not written before.
     fn make(&mut self, number: u64) -> io::Result<()>;
     /// Writes all of `data` into it.
     fn write(&mut self, number: u64, data: &[u8], at: u64) -> io::Result<()>;
@@ -42,11 +42,13 @@ pub trait SpillFiles: Debug {
     fn remove(&mut self, number: u64);
 }
 
-/// Files without a name in a directory.
+/// Files without a name in a directory. One that goes while others are there is used for the next: a job that prints
+/// without end would make and remove a hundred a second, which everybody's syncs on that disk wait for.
 #[derive(Debug)]
 pub(crate) struct Nameless {
     directory: PathBuf,
     files: HashMap<u64, File>,
+    spare: Option<File>,
 }
 
 impl Nameless {
@@ -55,6 +57,7 @@ impl Nameless {
         Self {
             directory,
             files: HashMap::new(),
+            spare: None,
         }
     }
 
@@ -65,7 +68,10 @@ impl Nameless {
 
 impl SpillFiles for Nameless {
     fn make(&mut self, number: u64) -> io::Result<()> {
-        let file = nameless(&self.directory)?;
+        let file = match self.spare.take() {
+            Some(file) => file,
+            None => nameless(&self.directory)?,
+        };
         self.files.insert(number, file);
         Ok(())
     }
@@ -79,7 +85,8 @@ impl SpillFiles for Nameless {
     }
 
     fn remove(&mut self, number: u64) {
-        self.files.remove(&number);
+        let file = self.files.remove(&number);
+        self.spare = file.filter(|_| !self.files.is_empty());
     }
 }
 
@@ -237,6 +244,27 @@ mod tests {
         assert_eq!(&back, b"kept");
         spill.free(&mut kept, 4);
         assert_eq!(spill.bytes(), 0);
+    }
+
+    #[test]
+    fn a_file_that_goes_is_the_next_one_and_none_stays_when_nothing_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Nameless::new(dir.path().to_path_buf());
+        files.make(1).unwrap();
+        files.write(1, b"first", 0).unwrap();
+        files.make(2).unwrap();
+        files.remove(1);
+        assert!(files.read(1, &mut [0; 5], 0).is_err());
+        files.make(3).unwrap();
+        assert!(files.spare.is_none());
+        files.write(3, b"th", 0).unwrap();
+        let mut back = [0; 2];
+        files.read(3, &mut back, 0).unwrap();
+        assert_eq!(&back, b"th");
+        files.remove(2);
+        assert!(files.spare.is_some());
+        files.remove(3);
+        assert!(files.spare.is_none() && files.files.is_empty());
     }
 
     #[test]

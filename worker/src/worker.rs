@@ -14,11 +14,14 @@ use std::fmt;
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hostler_tls::{ClientConfig, ClientFiles, Port, ServerName, Words};
+use hostler_wire::allow::Handlers;
 use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
@@ -28,16 +31,18 @@ use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
+use rustix::fs::Mode;
 use serde_json::Value;
 use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use slab::Slab;
 
+use crate::cgroup::{Delegated, GroupLimits, Groups};
 use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
-use crate::link::{Line, LineError, Link, READ_BYTES, Said};
+use crate::link::{Access, Line, LineError, Link, READ_BYTES, Said, host_of};
 use crate::notes::Notes;
 use crate::oom::OomKills;
 use crate::orphans::Orphans;
@@ -45,8 +50,9 @@ use crate::output::{Spool, SpoolLimits};
 use crate::pipe::OutputPipe;
 use crate::reaper::Reaper;
 use crate::session::{self, Effect, Effects, Ending, Event, Exit, Session};
+use crate::shim::ResourceLimit;
 use crate::signs::Signs;
-use crate::spawn::{SpawnError, Spawner};
+use crate::spawn::{SpawnError, Spawner, is_kept};
 use crate::usage;
 
 const WAKE: mio::Token = mio::Token(0);
@@ -62,8 +68,10 @@ const EVENTS_MAX: usize = 1_024;
 const PIPE_READS: usize = 4;
 /// Reads of one pipe after its job's end: as much as the largest pipe holds.
 const LAST_READS: usize = 16;
-/// Pipes served in one turn.
+/// Pipes served in one turn, and bytes after which the rest of them have theirs in the next: what is told to us, and what
+/// we are to tell, waits for that long.
 const PIPES_A_TURN: usize = 64;
+const PIPES_TURN_BYTES: usize = 512 << 10;
 /// Rounds of starting in one turn: a start that fails at once makes room for the next.
 const START_ROUNDS: usize = 64;
 /// How long output may go on being sent once all else is settled.
@@ -76,6 +84,8 @@ pub struct Config {
     pub servers: Vec<String>,
     /// The worker token.
     pub token: Token,
+    /// Whom to trust, and what to show; none: connections are plain.
+    pub tls: Option<Arc<ClientConfig>>,
     /// Stable name, unique among workers.
     pub name: String,
     /// Jobs it runs at once.
@@ -94,6 +104,8 @@ pub struct Config {
     pub idle_exit: Option<Duration>,
     /// Runs commands. An embedding program usually wants its handlers only.
     pub commands: bool,
+    /// Runs these handlers, of those it has.
+    pub handlers: Handlers,
     /// TERM and INT mean: drain. An embedding program may have other plans for them.
     pub signals: bool,
     /// Makes this process the reaper of all its descendants, so that none of a job's processes can hide from its end by
@@ -102,6 +114,19 @@ pub struct Config {
     pub subreaper: bool,
     /// How much unsent output it keeps, and where.
     pub spool: SpoolLimits,
+    /// Variables of its own that its jobs see too, beside the usual ones; none that begins with `HOSTLER_`.
+    pub inherit_env: Vec<String>,
+    /// The mask of permissions its jobs begin with; its own if none. It is the process's, handlers' files included.
+    pub umask: Option<u32>,
+    /// Gives each command a control group of its own, below this one; needs [`shim`](Self::shim).
+    pub groups: Option<Delegated>,
+    /// What one command may use of the machine; needs [`groups`](Self::groups).
+    pub group_limits: GroupLimits,
+    /// Limits of the system for each of a command's processes; needs [`shim`](Self::shim).
+    pub resource_limits: Vec<ResourceLimit>,
+    /// A program that calls [`shim::exec`](crate::shim::exec) when its first argument is
+    /// [`shim::ARGUMENT`](crate::shim::ARGUMENT), with those after it.
+    pub shim: Option<PathBuf>,
 }
 
 impl Config {
@@ -114,6 +139,7 @@ impl Config {
         Self {
             servers,
             token,
+            tls: None,
             name: if host.is_empty() {
                 "worker".to_owned()
             } else {
@@ -127,9 +153,16 @@ impl Config {
             drain_timeout: Duration::from_secs(30),
             idle_exit: None,
             commands: false,
+            handlers: Handlers::All,
             signals: true,
             subreaper: false,
             spool: SpoolLimits::default(),
+            inherit_env: Vec::new(),
+            umask: None,
+            groups: None,
+            group_limits: GroupLimits::default(),
+            resource_limits: Vec::new(),
+            shim: None,
         }
     }
 
@@ -137,6 +170,15 @@ impl Config {
         let invalid = |what: String| Err(WorkerError::Invalid(what));
         if self.servers.is_empty() {
             return invalid("no server address is given".to_owned());
+        }
+        if self.tls.is_some() {
+            for server in &self.servers {
+                if ServerName::try_from(host_of(server)).is_err() {
+                    return invalid(format!(
+                        "\"{server}\" has no host that a certificate could be for"
+                    ));
+                }
+            }
         }
         if self.slots == 0 || self.slots > SLOTS_MAX {
             return invalid(format!("slots is {}, must be 1 to {SLOTS_MAX}", self.slots));
@@ -150,7 +192,30 @@ impl Config {
                 "the worker's name has {bytes} bytes, must have 1 to {NAME_BYTES_MAX}"
             ));
         }
-        Ok(())
+        self.check_of_jobs()
+    }
+
+    /// What is to hold for its jobs.
+    fn check_of_jobs(&self) -> Result<(), WorkerError> {
+        let invalid = |what: String| Err(WorkerError::Invalid(what));
+        if let Some(name) = self.inherit_env.iter().find(|name| is_kept(name)) {
+            return invalid(format!(
+                "jobs do not inherit {name}: what begins with HOSTLER_ is the worker's own"
+            ));
+        }
+        if let Some(umask) = self.umask.filter(|umask| *umask > 0o777) {
+            return invalid(format!("the umask is {umask:o}, must be 0 to 777"));
+        }
+        if self.group_limits.any() && self.groups.is_none() {
+            let what = "a limit of a job's memory, processors or processes needs control groups";
+            return invalid(what.to_owned());
+        }
+        if self.shim.is_none() && (self.groups.is_some() || !self.resource_limits.is_empty()) {
+            let what = "control groups and limits of the system for jobs need a shim";
+            return invalid(what.to_owned());
+        }
+        let wrong = self.resource_limits.iter().find_map(|it| it.check().err());
+        wrong.map_or(Ok(()), invalid)
     }
 }
 
@@ -161,6 +226,8 @@ pub enum WorkerError {
     Invalid(String),
     /// The server would not have us, or is not ours; a person has to change something.
     Refused(String),
+    /// TLS does not come about: certificates, names, or a port that is plain.
+    Tls(Words),
     /// Server and worker speak no version of the protocol in common.
     Version(String),
     /// The operating system refused what the loop cannot do without.
@@ -171,6 +238,7 @@ impl fmt::Display for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(what) | Self::Refused(what) | Self::Version(what) => f.write_str(what),
+            Self::Tls(words) => f.write_str(&words.what),
             Self::Io(error) => write!(f, "the worker's loop cannot go on: {error}"),
         }
     }
@@ -190,6 +258,7 @@ pub fn run(config: Config) -> Result<Exit, WorkerError> {
         config,
         registry: Registry::default(),
         token_error: None,
+        tls_error: None,
         stopper: Stopper::default(),
     }
     .run()
@@ -216,6 +285,7 @@ pub struct Worker {
     config: Config,
     registry: Registry,
     token_error: Option<String>,
+    tls_error: Option<String>,
     stopper: Stopper,
 }
 
@@ -231,6 +301,7 @@ impl Worker {
             config: Config::new(servers.into_iter().map(Into::into).collect(), token),
             registry: Registry::default(),
             token_error: Some("no token is given".to_owned()),
+            tls_error: None,
             stopper: Stopper::default(),
         }
     }
@@ -244,6 +315,16 @@ impl Worker {
                 self.token_error = None;
             }
             Err(error) => self.token_error = Some(format!("the token is not valid: {error}")),
+        }
+        self
+    }
+
+    /// Connects under TLS: whom to trust, and the certificate to show if the server wants one.
+    #[must_use]
+    pub fn tls(mut self, files: &ClientFiles) -> Self {
+        match files.load(Port::Worker) {
+            Ok(config) => self.config.tls = Some(config),
+            Err(error) => self.tls_error = Some(error.to_string()),
         }
         self
     }
@@ -327,11 +408,13 @@ impl Worker {
 
     /// Runs until it was told to stop and has drained.
     pub fn run(self) -> Result<Exit, WorkerError> {
-        if let Some(error) = self.token_error {
+        if let Some(error) = self.token_error.or(self.tls_error) {
             return Err(WorkerError::Invalid(error));
         }
         self.config.check()?;
-        Loop::new(self.config, self.registry, &self.stopper)?.run()
+        let mut registry = self.registry;
+        registry.allow(self.config.handlers.clone());
+        Loop::new(self.config, registry, &self.stopper)?.run()
     }
 }
 
@@ -374,6 +457,7 @@ struct Loop {
     signals: Signals,
     session: Session,
     effects: Effects,
+    access: Access,
     link: Link,
     said: Vec<Said>,
     welcomed: bool,
@@ -440,6 +524,10 @@ impl Loop {
             signals,
             session,
             effects: Vec::new(),
+            access: Access {
+                token: config.token.clone(),
+                tls: config.tls.clone(),
+            },
             link: Link::new(config.servers.clone(), Arc::clone(&waker)),
             said: Vec::new(),
             welcomed: false,
@@ -452,8 +540,7 @@ impl Loop {
             reaper: Reaper::new(config.subreaper),
             oom_kills: OomKills::find(),
             orphans: None,
-            spawner: Spawner::new(config.name.clone())
-                .with_progress(notes.as_ref().map(|notes| notes.path().to_owned())),
+            spawner: spawner(&config, notes.as_ref())?,
             notes,
             running: HashMap::new(),
             children: Slab::new(),
@@ -470,10 +557,10 @@ impl Loop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             self.link
-                .dial(self.now, &self.config.token, self.poll.registry(), CONTROL);
+                .dial(self.now, &self.access, self.poll.registry(), CONTROL);
             self.pipe.dial(
                 self.now,
-                &self.config.token,
+                &self.access,
                 self.poll.registry(),
                 OUTPUT,
                 &self.spool,
@@ -489,7 +576,10 @@ impl Loop {
                 self.notice(event);
             }
             self.take_stops();
-            self.listen()?;
+            if self.listen()? {
+                // What was assigned starts before anybody's output is looked at.
+                self.finish_turn()?;
+            }
             self.take_completions();
             self.read_pipes();
             self.look_after_orphans();
@@ -603,14 +693,15 @@ impl Loop {
         }
     }
 
-    /// Takes what the server says.
-    fn listen(&mut self) -> Result<(), WorkerError> {
+    /// Takes what the server says; tells whether it said anything.
+    fn listen(&mut self) -> Result<bool, WorkerError> {
         let Some(line) = &mut self.link.line else {
-            return Ok(());
+            return Ok(false);
         };
         let login = || login(&self.config, self.instance, &self.registry, &self.session);
         let heard = line.turn(self.now, &mut self.buffer, login, &mut self.said);
         let mut said = std::mem::take(&mut self.said);
+        let anything = !said.is_empty();
         for said in said.drain(..) {
             if self.link.line.is_none() {
                 break; // the session has left this connection
@@ -627,9 +718,10 @@ impl Loop {
                     self.result_bytes_max = result_bytes_max
                         .unwrap_or(RESULT_BYTES_MAX)
                         .min(RESULT_BYTES_MAX);
-                    let peer = self.link.line.as_ref().map(|line| line.peer);
+                    let peer = self.link.line.as_ref().map(|line| line.peer.clone());
+                    let server = peer.as_ref().map(|peer| peer.address);
                     self.pipe.follow(peer.map(|peer| (peer, welcome.session)));
-                    tracing::info!(server = ?peer, epoch = %challenge.epoch, "connected");
+                    tracing::info!(?server, epoch = %challenge.epoch, "connected");
                     self.tell(Event::Connected {
                         beat: Span::from_ms(welcome.beat_ms.into()),
                         lease: Span::from_ms(welcome.grace_ms.into()),
@@ -658,6 +750,9 @@ impl Loop {
                 // One of several may be no server of ours: the others are asked before a person is.
                 self.refusals += 1;
                 if self.refusals >= self.config.servers.len() {
+                    if let LineError::Tls(words) = why {
+                        return Err(WorkerError::Tls(words));
+                    }
                     let kind = if why.is_of_version() {
                         WorkerError::Version
                     } else {
@@ -669,7 +764,7 @@ impl Loop {
             }
             Err(why) => self.disconnect(&why),
         }
-        Ok(())
+        Ok(anything)
     }
 
     /// The cluster is known now, and so is what an earlier run of this worker left running for it.
@@ -707,7 +802,7 @@ impl Loop {
                 self.disconnect(&why);
                 continue;
             }
-            if !line.out.is_empty() || !self.session.awaits_write() {
+            if !line.is_flushed() || !self.session.awaits_write() {
                 return Ok(());
             }
             self.tell(Event::Written);
@@ -732,11 +827,7 @@ impl Loop {
 
     fn may_leave(&self) -> Option<Exit> {
         let (exit, until) = self.leaving?;
-        let told = self
-            .link
-            .line
-            .as_ref()
-            .is_none_or(|line| line.out.is_empty());
+        let told = self.link.line.as_ref().is_none_or(Line::is_flushed);
         (self.now >= until || (told && self.spool.is_empty())).then_some(exit)
     }
 
@@ -776,6 +867,7 @@ impl Loop {
     }
 
     fn start(&mut self, fence: Fence, work: Work) {
+        tracing::trace!(job = fence.job.raw(), attempt = %fence.attempt, "starting");
         let keep = match (work.logs.mode, work.logs.overflow) {
             (LogsMode::None, _) => Keep::Nothing,
             (LogsMode::Keep | LogsMode::Stream, Overflow::Drop) => Keep::Drop,
@@ -879,7 +971,10 @@ impl Loop {
         match self.registry.find(name) {
             None => Some(Ending::Done {
                 outcome: Outcome::NoSuchHandler,
-                detail: None,
+                detail: Some(Box::new(Detail {
+                    message: format!("this worker does not run the handler {name}"),
+                    ..Detail::default()
+                })),
                 told: false,
             }),
             Some(Way::Noop) => Some(done(None)),
@@ -933,9 +1028,12 @@ impl Loop {
     }
 
     fn read_pipes(&mut self) {
+        let mut bytes = 0;
         for _ in 0..self.readable.len().min(PIPES_A_TURN) {
-            if let Some((key, stream)) = self.readable.pop_front() {
-                self.read_pipe(key, stream, false);
+            if bytes < PIPES_TURN_BYTES
+                && let Some((key, stream)) = self.readable.pop_front()
+            {
+                bytes += self.read_pipe(key, stream, false);
             }
         }
     }
@@ -966,11 +1064,13 @@ impl Loop {
         }
     }
 
-    /// Reads a pipe a few times. `last`: the job is over, so its pipes are read whatever the room.
-    fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) {
+    /// Reads a pipe a few times, and tells how many bytes came. `last`: the job is over, so its pipes are read whatever the
+    /// room.
+    fn read_pipe(&mut self, key: usize, stream: Stream, last: bool) -> usize {
         let Some((child, keep)) = self.children.get_mut(key) else {
-            return;
+            return 0;
         };
+        let mut bytes_read = 0;
         let insist = *keep == Keep::Block && (last || child.exited());
         let offset = |child: &Child| match stream {
             Stream::Stdout => child.bytes().0,
@@ -981,11 +1081,13 @@ impl Loop {
                 && !insist
                 && !self.spool.has_room(child.fence, READ_BYTES / PIPE_READS)
             {
-                return self.blocked.push((key, stream));
+                self.blocked.push((key, stream));
+                return bytes_read;
             }
             let at = offset(child);
             match child.read(stream, &mut self.buffer[..READ_BYTES / PIPE_READS]) {
                 Read::Bytes(n) => {
+                    bytes_read += n;
                     child.signs.printed(self.now);
                     let bytes = &self.buffer[..n];
                     self.spool
@@ -996,13 +1098,14 @@ impl Loop {
                     if !last {
                         *child.queued(stream) = false;
                     }
-                    return;
+                    return bytes_read;
                 }
             }
         }
         if !last {
             self.readable.push_back((key, stream));
         }
+        bytes_read
     }
 
     /// Processes of ours that are nobody's main process.
@@ -1013,6 +1116,9 @@ impl Loop {
             .is_some_and(|due| due <= self.now);
         if due || !self.ending.is_empty() {
             self.reaper.look(self.now);
+            if let Some(groups) = self.spawner.groups.as_mut().filter(|it| it.any_left()) {
+                groups.clear();
+            }
         }
         if self
             .orphans
@@ -1047,6 +1153,9 @@ impl Loop {
         self.blocked.retain(|&(k, _)| k != key);
         self.running.remove(&child.fence);
         let (mut outcome, detail, told) = child.reap(&mut self.reaper);
+        if let (Some(groups), Some(group)) = (&mut self.spawner.groups, child.group.take()) {
+            groups.bury(group);
+        }
         let killed = outcome == (Outcome::Signalled { signal: 9 });
         if killed && !told && self.oom_kills.claim(child.oom_kills) {
             outcome = Outcome::OutOfMemory;
@@ -1096,6 +1205,13 @@ impl Loop {
                     live.processes = used.processes;
                     live.cpu_ms = used.cpu_ms;
                     live.rss_bytes = used.rss_bytes;
+                    if let Some(group) = &child.group {
+                        // Whoever left the process group is counted as well.
+                        let all = group.used();
+                        live.processes = all.processes;
+                        live.cpu_ms = all.user_ms + all.system_ms;
+                        live.rss_bytes = all.memory_bytes.unwrap_or(used.rss_bytes);
+                    }
                     (live.stdout_bytes, live.stderr_bytes) = child.bytes();
                     tell(&mut live, &child.signs, self.now);
                 }
@@ -1139,6 +1255,19 @@ impl Drop for Loop {
             }
         }
     }
+}
+
+fn spawner(config: &Config, notes: Option<&Notes>) -> Result<Spawner, WorkerError> {
+    if let Some(umask) = config.umask {
+        rustix::process::umask(Mode::from_bits_truncate(umask));
+    }
+    let groups = config.groups.as_ref();
+    let groups = groups.map(|place| Groups::open(place, config.group_limits.clone()));
+    let groups = groups.transpose().map_err(WorkerError::Invalid)?;
+    Ok(Spawner::new(config.name.clone())
+        .with_progress(notes.map(|notes| notes.path().to_owned()))
+        .with_environment(&config.inherit_env)
+        .with_shim(config.shim.clone(), config.resource_limits.clone(), groups))
 }
 
 /// A worker does well without: its commands cannot tell their progress then, and do not find the variable.

@@ -15,6 +15,7 @@ use std::{env, thread};
 
 use hostler_server::Config;
 use hostler_server::server::{Server, ServerError, Stopper};
+use hostler_tls::ClientFiles;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -238,7 +239,11 @@ impl Everything {
                 return Ok(Exit::Done);
             }
             let request = SpecArgs::default().command(command)?;
-            let mut client = Client::new(vec![Address::of_socket(http)], None)?;
+            let mut client = Client::new(
+                vec![Address::of_socket(http)],
+                None,
+                &ClientFiles::default(),
+            )?;
             through(&mut client, &request, OnInterrupt::Cancel, stops).await
         });
         let ended = &mut self.ended;
@@ -394,7 +399,7 @@ fn send(pidfd: &OwnedFd, signal: Signal) {
 fn command(program: &Path, plan: &WorkerPlan) -> Command {
     let mut command = Command::new(program);
     command
-        .args(["worker", "--name", "local", "--exit-with-stdin"])
+        .args(["worker", "--name", "local", "--exit-with-stdin", "--plain"])
         .args(["--server", &plan.server.to_string()])
         .args(["--slots", &plan.slots.to_string()])
         .args(["--log-level", &plan.level.to_string()])

@@ -1,14 +1,18 @@
 //! `worker`: runs a worker until it is told to stop, or has nothing to do.
 
+mod jobs;
+
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::thread;
 use std::time::Duration;
 
-use hostler_worker::{Exit as End, Stopper, Worker, WorkerError};
+use hostler_wire::allow::{Handlers, InvalidAllow, Pattern};
+use hostler_worker::{ClientFiles, Exit as End, Stopper, Worker, WorkerError};
 
 use crate::cmd::server::start_trace;
 use crate::cmd::spec::pair;
+use crate::cmd::worker::jobs::JobArgs;
 use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -25,7 +29,10 @@ TERM or INT: take nothing more, give back what has not started, wait for the res
 
 Examples:
   hostler worker --slots 8
-  hostler worker --server q1:7441,q2:7441 --token-file worker.token --queue video --label gpu=a100")]
+  hostler worker --server q1:7441,q2:7441 --token-file worker.token --queue video --label gpu=a100
+  hostler worker --server q1 --token-file worker.token --tls-ca ca.pem
+
+Under TLS if there is a --tls-ca, or one of the addresses is tls://HOST:PORT (then the system's authorities count).")]
 pub(crate) struct Args {
     /// The server's worker port; several addresses are tried in turn [default: 127.0.0.1:7441]
     #[arg(
@@ -70,9 +77,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     idle_exit: Option<Duration>,
 
+    #[command(flatten)]
+    jobs: JobArgs,
+    /// Run no commands, handlers only
+    #[arg(long)]
+    no_commands: bool,
+
+    /// Run this handler; repeat for several, NAME may end with * [default: all it has]
+    #[arg(long = "allow-handler", value_name = "NAME", value_parser = handler)]
+    handlers: Vec<Pattern>,
+
     /// Stop at once when standard input ends: whoever holds its other end is gone.
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
+
+    /// No TLS, whatever else is said: for the worker of a server that has none.
+    #[arg(long, hide = true)]
+    plain: bool,
 
     #[command(flatten)]
     trace: TraceArgs,
@@ -91,7 +112,12 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         &file.log_format,
         settings.verbose,
     )?;
-    let worker = set_up(&args, file, &token(&settings)?)?;
+    let tls = ClientFiles {
+        ca: settings.tls.ca.clone().or(file.tls_ca.clone()),
+        cert: settings.tls.cert.clone().or(file.tls_cert.clone()),
+        key: settings.tls.key.clone().or(file.tls_key.clone()),
+    };
+    let worker = set_up(&args, file, &token(&settings)?, &tls)?;
     if args.exit_with_stdin {
         stop_with_stdin(worker.stopper())?;
     }
@@ -112,6 +138,13 @@ fn failure(error: &WorkerError) -> Failure {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
             .hint("the worker token is worker.token in the server's data directory"),
+        WorkerError::Tls(words) => {
+            let failure = Failure::new(Exit::Unreachable, error.to_string());
+            match words.hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        }
         WorkerError::Version(_) => Failure::new(Exit::Unsuccessful, error.to_string())
             .hint("run releases of server and worker that speak a common version of the protocol"),
         WorkerError::Io(_) => Failure::new(Exit::Unsuccessful, error.to_string()),
@@ -135,15 +168,14 @@ fn token(settings: &Settings) -> Result<String, Failure> {
     })
 }
 
-fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure> {
-    let servers: Vec<_> = args
-        .server
-        .as_deref()
-        .or(file.server.as_deref())
-        .unwrap_or(SERVER)
-        .split(',')
-        .map(|server| with_port(server.trim()))
-        .collect::<Result<_, _>>()?;
+fn set_up(
+    args: &Args,
+    file: &WorkerFile,
+    token: &str,
+    tls: &ClientFiles,
+) -> Result<Worker, Failure> {
+    let said = args.server.as_deref().or(file.server.as_deref());
+    let (servers, is_tls) = servers(said.unwrap_or(SERVER))?;
     let from_file = |name: &str, text: &Option<String>| {
         text.as_deref()
             .map(duration::parse)
@@ -162,7 +194,14 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
         || from_file("idle_exit", &file.idle_exit),
         |it| Ok(Some(it)),
     )?;
-    let mut worker = Worker::connect(servers).token(token).commands();
+    let jobs = args.jobs.settings(file)?;
+    let mut worker = Worker::connect(servers).token(token);
+    if !args.plain && (is_tls || tls.is_some()) {
+        worker = worker.tls(tls);
+    }
+    if !(args.no_commands || file.no_commands) {
+        worker = worker.commands();
+    }
     worker = worker.slots(args.slots.or(file.slots).unwrap_or_else(processors));
     if let Some(name) = args.name.as_ref().or(file.name.as_ref()) {
         worker = worker.name(name);
@@ -177,12 +216,35 @@ fn set_up(args: &Args, file: &WorkerFile, token: &str) -> Result<Worker, Failure
     for (key, value) in &args.labels {
         worker = worker.label(key, value);
     }
+    let handlers = match (&args.handlers[..], &file.allow_handlers) {
+        ([], None) => Handlers::All,
+        ([], Some(names)) => {
+            let patterns = names
+                .iter()
+                .map(|name| handler(name))
+                .collect::<Result<Vec<_>, _>>();
+            let wrong = |error: InvalidAllow| {
+                Failure::usage(format!(
+                    "worker.allow_handlers in the configuration: {error}"
+                ))
+            };
+            Handlers::Only(patterns.map_err(wrong)?)
+        }
+        (patterns, _) => Handlers::Only(patterns.to_vec()),
+    };
     Ok(worker.configure(|config| {
+        config.handlers = handlers;
         config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);
         config.subreaper = true;
+        jobs.apply(config);
     }))
+}
+
+/// The name of a handler, or the beginning of names.
+pub(crate) fn handler(text: &str) -> Result<Pattern, InvalidAllow> {
+    Pattern::new(text)
 }
 
 /// One job a processor, if nobody says otherwise.
@@ -191,10 +253,21 @@ pub(crate) fn processors() -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+/// The worker ports in a list, and whether they speak TLS: one `tls://` says so for all.
+fn servers(list: &str) -> Result<(Vec<String>, bool), Failure> {
+    let mut is_tls = false;
+    let servers = list.split(',').map(|server| {
+        let bare = server.trim().strip_prefix("tls://");
+        is_tls |= bare.is_some();
+        with_port(bare.unwrap_or(server.trim()))
+    });
+    Ok((servers.collect::<Result<_, _>>()?, is_tls))
+}
+
 fn with_port(server: &str) -> Result<String, Failure> {
     if server.contains("://") || server.is_empty() {
         return Err(Failure::usage(format!(
-            "\"{server}\" is no worker port: write HOST:7441, without http://"
+            "\"{server}\" is no worker port: write HOST:7441, or tls://HOST:7441"
         )));
     }
     let has_port = server.rsplit_once(':').is_some_and(|(host, port)| {
@@ -224,11 +297,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_port_has_a_default_number_and_no_scheme() {
+    fn a_worker_port_has_a_default_number_and_no_scheme_but_tls() {
         assert_eq!(with_port("q1").unwrap(), "q1:7441");
         assert_eq!(with_port("q1:9").unwrap(), "q1:9");
         assert_eq!(with_port("[::1]").unwrap(), "[::1]:7441");
         assert_eq!(with_port("[::1]:9").unwrap(), "[::1]:9");
+        let (list, is_tls) = servers("q1, tls://q2:9").unwrap();
+        assert_eq!(list, ["q1:7441", "q2:9"]);
+        assert!(is_tls && !servers("q1").unwrap().1);
         assert!(with_port("http://q1").is_err());
         assert!(with_port("").is_err());
     }

@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets};
 use hostler_wire::JobState;
-use hostler_wire::api::{JobView, Live, QueueStats, Timestamp, WorkerView};
+use hostler_wire::api::{AuditView, JobView, Live, QueueStats, Timestamp, TokenView, WorkerView};
 
 use crate::clock;
 use crate::duration::{ago, took};
@@ -57,6 +57,87 @@ pub(crate) fn jobs(jobs: &[JobView], wide: bool, now_ms: u64) -> String {
         out.push_str(&line.replacen(&plain, &paint::as_state(job.state, &plain), 1));
     }
     out
+}
+
+/// Access tokens, one a line.
+pub(crate) fn tokens(tokens: &[TokenView], now_ms: u64) -> String {
+    let mut table = borderless();
+    table.set_header([
+        "ID", "ROLE", "STATE", "NAME", "QUEUES", "ALLOW", "EXPIRES", "USED",
+    ]);
+    let all = |words: &[String]| {
+        if words.is_empty() {
+            "all".into()
+        } else {
+            plain(&words.join(","))
+        }
+    };
+    let left = |at: Timestamp| match at.millis().checked_sub(now_ms) {
+        Some(ms) => format!("in {}", ago(ms)),
+        None => format!("{} ago", ago(since(at, now_ms))),
+    };
+    for token in tokens {
+        let name = token.name.as_ref().or(token.file.as_ref());
+        table.add_row([
+            plain(&token.id),
+            plain(&token.role),
+            plain(&token.state),
+            name.map_or("-".into(), |name| plain(name)),
+            all(&token.queues),
+            all(&token.allow),
+            token.expires_at.map_or("never".into(), left),
+            token.last_used_at.map_or("-".into(), left),
+        ]);
+    }
+    rendered(&mut table)
+}
+
+/// Who did what, one a line.
+pub(crate) fn audit(entries: &[AuditView]) -> String {
+    let mut table = borderless();
+    table.set_header([
+        "AT", "TOKEN", "FROM", "ACTION", "OBJECT", "REQUESTS", "OUTCOME",
+    ]);
+    let or_dash = |text: &str| {
+        if text.is_empty() {
+            "-".into()
+        } else {
+            plain(text)
+        }
+    };
+    for entry in entries {
+        let made = match (entry.first_id, entry.count) {
+            (Some(first), Some(1)) => Some(first.to_string()),
+            (Some(first), Some(count)) => Some(format!(
+                "{first}-{}",
+                first.saturating_add(count.max(1) - 1)
+            )),
+            _ => None,
+        };
+        let object = match (&entry.object, made) {
+            (Some(object), Some(made)) => format!("{object} as {made}"),
+            (Some(object), None) => object.clone(),
+            (None, made) => made.unwrap_or_default(),
+        };
+        let status = entry.status.map(|status| status.to_string());
+        let outcome = [status.as_deref(), entry.code.as_deref()];
+        let outcome: Vec<&str> = outcome.into_iter().flatten().collect();
+        let outcome = if outcome.is_empty() {
+            "ok".to_owned()
+        } else {
+            outcome.join(" ")
+        };
+        table.add_row([
+            entry.at.to_string(),
+            or_dash(&entry.token),
+            or_dash(entry.from.as_deref().unwrap_or_default()),
+            plain(&entry.action),
+            or_dash(&object),
+            entry.requests.to_string(),
+            plain(&outcome),
+        ]);
+    }
+    rendered(&mut table)
 }
 
 /// Workers, one a line.

@@ -325,13 +325,13 @@ impl Dispatch {
             }
             Ask::List {
                 states,
-                queue,
+                queues,
                 after,
                 descending,
                 limit,
                 reply,
             } => {
-                let page = self.list(&states, queue.as_deref(), after, descending, limit);
+                let page = self.list(&states, &queues, after, descending, limit);
                 answer(reply, page);
             }
             Ask::Cancel {
@@ -418,7 +418,7 @@ impl Dispatch {
     fn list(
         &self,
         states: &[JobState],
-        queue: Option<&str>,
+        queues: &[Box<str>],
         after: Option<JobId>,
         descending: bool,
         limit: usize,
@@ -435,7 +435,9 @@ impl Dispatch {
                 return (found, last);
             }
             last = Some(job.id);
-            if states.contains(&job.state) && queue.is_none_or(|queue| *queue == *job.class.queue) {
+            let wanted =
+                |queue: &str| queues.is_empty() || queues.iter().any(|one| **one == *queue);
+            if states.contains(&job.state) && wanted(&job.class.queue) {
                 found.push(status(&job, &stamp));
             }
         }
@@ -488,6 +490,9 @@ impl Dispatch {
                 }
                 Effect::Finished { job, state, reason } => {
                     self.bodies.take(job);
+                    if self.waiting.is_empty() {
+                        continue;
+                    }
                     for waiter in self.waiting.remove(&job).into_iter().flatten() {
                         answer(waiter, Some((state, reason)));
                     }

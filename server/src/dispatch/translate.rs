@@ -302,6 +302,9 @@ impl Outgoing {
             bytes += size;
             frames.last_mut().expect("made with one").push(assignment);
         }
+        for fence in fences {
+            tracing::trace!(job = fence.job.raw(), attempt = %fence.attempt, "assigned");
+        }
         let seqs = numbers.frames(session, seq, frames.len() as u64);
         for (seq, jobs) in seqs.zip(frames) {
             self.frame(session, &Frame::Assign(Assign { seq, jobs }));

@@ -14,10 +14,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::http::problem::{self, Code};
+use crate::http::stream::Stream;
 
 /// What the connection and its requests tell each other.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl Drop for Busy {
 /// A connection's socket under watch.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     conn: Arc<Conn>,
     head_timeout: Duration,
     write_timeout: Duration,
@@ -73,7 +73,7 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(
-        stream: TcpStream,
+        stream: Stream,
         conn: Arc<Conn>,
         head_timeout: Duration,
         write_timeout: Duration,
@@ -112,6 +112,27 @@ impl Socket {
         };
         // Whatever came of it, the connection ends here.
         drop(tokio::time::timeout(LINGER, drained).await);
+    }
+
+    /// Says something, or nothing, and ends the connection slowly.
+    pub(super) async fn close_with(mut self, answer: &[u8]) {
+        // A few hundred bytes always fit into a fresh socket's buffer.
+        let stream = &mut self.stream;
+        let write = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, answer));
+        if answer.is_empty() || write.await.is_ok() {
+            self.close_slowly().await;
+        }
+    }
+
+    /// Ends the connection: TLS says so, or its end would look like a cut.
+    pub(super) async fn close(mut self) {
+        const LINGER: Duration = Duration::from_secs(1);
+        if self.stream.is_tls() {
+            let stream = &mut self.stream;
+            let said = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx));
+            // Whoever does not take it in is gone already.
+            drop(tokio::time::timeout(LINGER, said).await);
+        }
     }
 
     /// The bytes of a request are here and hyper still waits for the rest of its head.

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use hyper::Method;
 use hyper::header::{self, HeaderMap};
 use hyper::http::request;
 use hyper::http::uri::Authority;
@@ -42,7 +43,9 @@ pub(super) fn check(
         ));
     }
     same_site(&head.headers, &host)?;
-    if has_body {
+    // A form says what it sends even if it sends nothing.
+    let says_type = !reads(&head.method) && head.headers.contains_key(header::CONTENT_TYPE);
+    if has_body || says_type {
         media(&head.headers)?;
     }
     if head
@@ -57,6 +60,11 @@ pub(super) fn check(
         ));
     }
     Ok(())
+}
+
+/// Whether a method changes nothing.
+pub(super) fn reads(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
 }
 
 /// The type a body says it has.

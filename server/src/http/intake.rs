@@ -17,16 +17,18 @@ use hostler_engine::spec::{ClassSpec, Kind, Retry, Rule};
 use hostler_engine::{Span, WallTime};
 use hostler_wire::Priority;
 use hostler_wire::api::{
-    CommandRequest, FieldError, JobRequest, LogsRequest, RetryRequest, RuleRequest, ShapeError,
-    Timestamp,
+    CommandRequest, FieldError, Fill, JobRequest, LogsRequest, RetryRequest, RuleRequest,
+    ShapeError, Timestamp,
 };
 use hostler_wire::frame::{Command, Handler, Logs, LogsMode, OnPartition, Overflow, Task, Work};
 use hostler_wire::limits::{ARGS_MAX, BODY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
 use serde::de::{self, DeserializeSeed, SeqAccess, Visitor};
 
+use crate::auth::Bearer;
 use crate::config::{Config, Durability};
 use crate::http::guard::Media;
 use crate::http::problem::{Code, Refusal};
+use crate::http::route::Who;
 use crate::output::LIMIT_BYTES_MIN;
 use crate::store::seam::{Draft, Moment, Submission};
 
@@ -59,12 +61,12 @@ pub(super) struct Read {
 /// Reads a body of that type.
 pub(super) fn read(
     config: &Config,
-    by: &Arc<str>,
+    who: &Who,
     media: Media,
     body: &Bytes,
 ) -> Result<Read, Box<Refusal>> {
     let text = std::str::from_utf8(body).map_err(|error| not_text(body, error.valid_up_to()))?;
-    let mut intake = Intake::new(config, by, body);
+    let mut intake = Intake::new(config, who, body);
     let batch = match media {
         Media::Ndjson => {
             intake.lines(text)?;
@@ -75,8 +77,8 @@ pub(super) fn read(
             true
         }
         Media::Json => {
-            let job = serde_json::from_str(text).map_err(|error| broken(text, &error, None))?;
-            intake.add(Place::Alone, job);
+            let mut job = serde_json::from_str(text).map_err(|error| broken(text, &error, None))?;
+            intake.add(Place::Alone, &mut job);
             false
         }
     };
@@ -111,6 +113,7 @@ fn wrong(pointer: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Wr
 
 struct Intake<'c> {
     config: &'c Config,
+    bearer: &'c Bearer,
     body: &'c Bytes,
     submission: Submission,
     /// Queues named so far, so that each is one string.
@@ -119,26 +122,33 @@ struct Intake<'c> {
     known: HashMap<ClassSpec, u32>,
     /// The class of the job before: most likely this one's too.
     last: u32,
+    /// The last class of a job that says no more of it than kind and queue: found again by these two.
+    plain: Option<(Kind, u32)>,
     errors: Vec<FieldError>,
     code: Option<Code>,
     too_many: bool,
 }
 
 impl<'c> Intake<'c> {
-    fn new(config: &'c Config, by: &Arc<str>, body: &'c Bytes) -> Self {
+    fn new(config: &'c Config, who: &'c Who, body: &'c Bytes) -> Self {
+        // Room for jobs of middling size; fewer than there may be, so that a body's claim costs less than itself.
+        let room = (body.len() / 256 + 1).min(config.limits.batch_jobs_max);
         Self {
             config,
+            bearer: &who.bearer,
             body,
             submission: Submission {
-                by: Arc::clone(by),
+                by: Arc::clone(&who.bearer.id),
+                from: Some(who.from),
                 classes: Vec::new(),
-                jobs: Vec::new(),
+                jobs: Vec::with_capacity(room),
                 key: None,
                 bytes: 0,
             },
             queues: Vec::new(),
             known: HashMap::new(),
             last: 0,
+            plain: None,
             errors: Vec::new(),
             code: None,
             too_many: false,
@@ -163,9 +173,9 @@ impl<'c> Intake<'c> {
                 continue;
             }
             let number = number as u64 + 1;
-            let job = serde_json::from_str(line)
+            let mut job = serde_json::from_str(line)
                 .map_err(|error| broken(line, &error, Some((item, number))))?;
-            self.add(Place::Line { item, line: number }, job);
+            self.add(Place::Line { item, line: number }, &mut job);
             if self.is_full() {
                 break;
             }
@@ -179,7 +189,7 @@ impl<'c> Intake<'c> {
         self.too_many || self.errors.len() >= ERRORS_MAX
     }
 
-    fn add(&mut self, place: Place, job: JobRequest<'_>) {
+    fn add(&mut self, place: Place, job: &mut JobRequest<'_>) {
         if self.submission.jobs.len() >= self.config.limits.batch_jobs_max {
             self.too_many = true;
             return;
@@ -194,8 +204,8 @@ impl<'c> Intake<'c> {
     }
 
     fn refuse(&mut self, place: Place, wrong: &Wrong) {
-        // The gravest code speaks for the request: a type of job that is not allowed, then what is wrong.
-        if self.code.is_none() || wrong.code == Code::JobTypeNotAllowed {
+        // The gravest code speaks for the request: what is not allowed, then what is wrong.
+        if self.code.is_none() || wrong.code.status() == 403 {
             self.code = Some(wrong.code);
         }
         let (pointer, line) = match place {
@@ -240,7 +250,7 @@ impl<'c> Intake<'c> {
         Ok(self.submission)
     }
 
-    fn draft(&mut self, job: JobRequest<'_>) -> Checked<Draft> {
+    fn draft(&mut self, job: &mut JobRequest<'_>) -> Checked<Draft> {
         if let Some(field) = job.not_yet.first() {
             return Err(Wrong {
                 code: Code::NotSupportedYet,
@@ -248,15 +258,16 @@ impl<'c> Intake<'c> {
                 detail: format!("`{field}` is not supported yet; leave it out"),
             });
         }
-        let kind = self.kind(&job)?;
-        let class = self.class(&job, kind)?;
-        let times = times(&job)?;
-        let work = self.work(&job, kind)?;
+        let kind = self.kind(job)?;
+        let class = self.class(job, kind)?;
+        let times = times(job)?;
+        let work = self.work(job, kind)?;
         Ok(Draft {
             class,
             priority: priority(job.priority)?,
             name: job
                 .name
+                .take()
                 .map(|name| text("/name", &name).map(|()| name.into()))
                 .transpose()?,
             labels: labels(&job.labels)?,
@@ -287,21 +298,40 @@ impl<'c> Intake<'c> {
                 ));
             }
         };
-        allowed(self.config, kind).map_err(|detail| Wrong {
+        allowed(self.config, self.bearer, job.handler.as_deref()).map_err(|detail| Wrong {
             code: Code::JobTypeNotAllowed,
-            pointer: match kind {
-                Kind::Command => "/command".into(),
-                Kind::Handler => "/handler".into(),
-            },
-            detail: detail.into(),
+            pointer: pointer_of(kind).into(),
+            detail,
         })?;
         Ok(kind)
     }
 
     /// The number of the job's class within the submission.
     fn class(&mut self, job: &JobRequest<'_>, kind: Kind) -> Checked<u32> {
+        let queue = job.queue.as_deref().unwrap_or("default");
+        let is_plain = job.retry.is_none()
+            && job.max_losses.is_none()
+            && job.timeout_ms.is_none()
+            && job.grace_ms.is_none()
+            && job.stall_ms.is_none()
+            && job.on_partition.is_none();
+        if let Some((plain_kind, class)) = self.plain
+            && is_plain
+            && plain_kind == kind
+            && *self.submission.classes[class as usize].queue == *queue
+        {
+            return Ok(class);
+        }
+        let class = self.new_class(job, kind, queue)?;
+        if is_plain {
+            self.plain = Some((kind, class));
+        }
+        Ok(class)
+    }
+
+    fn new_class(&mut self, job: &JobRequest<'_>, kind: Kind, queue: &str) -> Checked<u32> {
         let spec = ClassSpec {
-            queue: self.queue(job.queue.as_deref().unwrap_or("default"))?,
+            queue: self.queue(queue)?,
             kind,
             retry: job
                 .retry
@@ -361,12 +391,18 @@ impl<'c> Intake<'c> {
             Ok(place) => return Ok(Arc::clone(&self.queues[place])),
             Err(place) => place,
         };
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
+        if !is_queue(name) {
             return Err(wrong(
                 "/queue",
                 format!("must be 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_`, `.` or `:`"),
             ));
+        }
+        if !self.bearer.sees(name) {
+            return Err(Wrong {
+                code: Code::QueueNotAllowed,
+                pointer: "/queue".into(),
+                detail: not_for_queue(self.bearer, name),
+            });
         }
         let queue: Arc<str> = name.into();
         self.queues.insert(place, Arc::clone(&queue));
@@ -457,13 +493,46 @@ impl<'c> Intake<'c> {
     }
 }
 
-/// Whether this server takes that type of job.
-pub(super) fn allowed(config: &Config, kind: Kind) -> Result<(), &'static str> {
-    match kind {
-        Kind::Command if !config.allow_commands => Err("this server takes no commands"),
-        Kind::Handler if !config.allow_handlers => Err("this server takes no handlers"),
-        Kind::Command | Kind::Handler => Ok(()),
+/// Whether this server takes that type of job from that caller; a job without a handler is a command.
+pub(super) fn allowed(
+    config: &Config,
+    bearer: &Bearer,
+    handler: Option<&str>,
+) -> Result<(), String> {
+    for (who, allow) in [
+        ("this server", &config.allow),
+        ("with this access token the server", bearer.allow()),
+    ] {
+        match handler {
+            None if !allow.commands => return Err(format!("{who} takes no commands")),
+            Some(_) if allow.no_handlers() => return Err(format!("{who} takes no handlers")),
+            Some(name) if !allow.handler(name) => {
+                return Err(format!("{who} does not take this handler"));
+            }
+            None | Some(_) => {}
+        }
     }
+    Ok(())
+}
+
+/// Where a job says what type it is.
+pub(super) const fn pointer_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Command => "/command",
+        Kind::Handler => "/handler",
+    }
+}
+
+/// Whether a text is a queue's name.
+pub(super) fn is_queue(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits)
+}
+
+/// What is said of a queue the caller's token is not good for.
+pub(super) fn not_for_queue(bearer: &Bearer, queue: &str) -> String {
+    let ours = bearer.scope().unwrap_or_default().join(", ");
+    format!("the access token is not good for the queue {queue}; it is for {ours}")
 }
 
 /// Reads the items of an array into drafts, one at a time.
@@ -488,13 +557,14 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         for item in 0.. {
-            let next = seq.next_element::<JobRequest<'de>>().map_err(|error| {
+            let mut job = JobRequest::default();
+            let next = seq.next_element_seed(Fill(&mut job)).map_err(|error| {
                 let text = error.to_string();
                 let between = if text.starts_with('/') { "" } else { ": " };
                 de::Error::custom(format_args!("/{item}{between}{text}"))
             });
             match next? {
-                Some(job) => self.intake.add(Place::Item(item), job),
+                Some(()) => self.intake.add(Place::Item(item), &mut job),
                 None => break,
             }
             if self.intake.is_full() {

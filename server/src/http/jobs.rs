@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use hostler_engine::{Span, WallTime};
 use hostler_wire::api::{
     Accepted, AcceptedBatch, JobList, JobView, Links, StateView, Timestamp, nearest,
 };
+use hostler_wire::frame::{Task, Work};
 use hostler_wire::{JobId, JobState};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -19,11 +21,14 @@ use hyper::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
+use crate::auth::{Bearer, Right};
 use crate::dispatch::{Ask, JobStatus, LiveStatus};
 use crate::http::body::{self, Body};
 use crate::http::guard::{self, Media};
 use crate::http::params::{Params, wrong};
 use crate::http::problem::{self, Code, Refusal};
+use crate::http::query::Known;
+use crate::http::route::Who;
 use crate::http::{Parts, asked, intake, logs, ops, query};
 use crate::store::seam::{Draft, ListQuery, Lookup, Moment, Record, Submission};
 use crate::store::writer;
@@ -49,7 +54,7 @@ type Outcome = Result<Response<Body>, Box<Refusal>>;
 /// `POST /jobs`.
 pub(super) async fn submit(
     parts: &Parts,
-    by: &Arc<str>,
+    who: &Who,
     head: &request::Parts,
     body: Incoming,
 ) -> Outcome {
@@ -64,7 +69,8 @@ pub(super) async fn submit(
     let intake::Read {
         mut submission,
         batch,
-    } = intake::read(&parts.config, by, media, &body)?;
+    } = intake::read(&parts.config, who, media, &body)?;
+    take_jobs(parts, who, submission.jobs.len())?;
     let form: &[u8] = match media {
         Media::Json => b"jobs json\n",
         Media::Ndjson => b"jobs ndjson\n",
@@ -86,7 +92,7 @@ pub(super) async fn submit(
 /// Times are counted from now: what the job had between its acceptance and its limits, the copy has too.
 pub(super) async fn retry(
     parts: &Parts,
-    by: &Arc<str>,
+    who: &Who,
     id: JobId,
     head: &request::Parts,
     body: Incoming,
@@ -101,7 +107,7 @@ pub(super) async fn retry(
         return Err(refusal);
     }
     let key = key(head)?;
-    let record = query::job(parts, id, false).await?.record;
+    let record = query::job(parts, who, id, false).await?.record;
     if record.end.is_none() {
         return Err(Refusal::new(
             Code::JobNotFinished,
@@ -112,13 +118,14 @@ pub(super) async fn retry(
         return Err(purged(id));
     };
     let kind = record.class.spec.kind;
-    intake::allowed(&parts.config, kind).map_err(|detail| {
-        let pointer = match kind {
-            Kind::Command => "/command",
-            Kind::Handler => "/handler",
-        };
-        Refusal::field(Code::JobTypeNotAllowed, pointer, detail)
+    let handler = match kind {
+        Kind::Command => None,
+        Kind::Handler => Some(handler_of(&body)),
+    };
+    intake::allowed(&parts.config, &who.bearer, handler.as_deref()).map_err(|detail| {
+        Refusal::field(Code::JobTypeNotAllowed, intake::pointer_of(kind), detail)
     })?;
+    take_jobs(parts, who, 1)?;
     let draft = Draft {
         class: 0,
         priority: record.priority,
@@ -132,13 +139,31 @@ pub(super) async fn retry(
         body,
     };
     let submission = Submission {
-        by: Arc::clone(by),
+        by: Arc::clone(&who.bearer.id),
+        from: Some(who.from),
         classes: vec![record.class.spec.clone()],
         bytes: draft.body.len() + intake::DRAFT_BYTES,
         jobs: vec![draft],
         key: key.map(|key| (key, digest(b"retry\n", id.to_string().as_bytes()))),
     };
     accept_one(parts, submission).await
+}
+
+/// Whom a stored body calls.
+fn handler_of(body: &Bytes) -> String {
+    match Work::decode(body.clone()).map(|work| work.task) {
+        Ok(Task::Handler(handler)) => handler.name,
+        Ok(Task::Command(_)) | Err(_) => String::new(),
+    }
+}
+
+/// The caller submits that many jobs, if its rate allows it.
+fn take_jobs(parts: &Parts, who: &Who, count: usize) -> Result<(), Box<Refusal>> {
+    let taken = who.bearer.take_jobs(count as u64, parts.clock.now());
+    Ok(taken.inspect_err(|_denied| {
+        let limited = &parts.auth.counts().rate_limited;
+        limited.fetch_add(1, Ordering::Relaxed);
+    })?)
 }
 
 fn since(record: &Record, end: Option<WallTime>) -> Option<Moment> {
@@ -235,18 +260,28 @@ fn purged(id: JobId) -> Box<Refusal> {
 }
 
 /// `GET /jobs/{id}`.
-pub(super) async fn show(parts: &Parts, id: JobId, head: &request::Parts) -> Outcome {
+pub(super) async fn show(parts: &Parts, who: &Who, id: JobId, head: &request::Parts) -> Outcome {
     let params = Params::parse(head.uri.query(), &["wait", "live"])?;
     let live = params.flag("live")?.unwrap_or(true);
+    let mut known = None;
     if let Some(within) = params.duration("wait")? {
         let most = parts.config.limits.wait_max;
         if within > most {
             let detail = format!("must be at most {} s (limits.wait_max)", most.as_secs());
             return Err(wrong("wait", &detail));
         }
-        wait(parts, id, within).await?;
+        if who.bearer.scope().is_some() {
+            // Not even the time until a job's end is told to those it is not for.
+            query::job(parts, who, id, false).await?;
+        }
+        known = wait(parts, who, id, within).await?;
+        who.bearer.check(parts.clock.wall())?;
     }
-    let view = query::job(parts, id, live).await?.view(live);
+    let known = match known {
+        Some(known) => known,
+        None => query::job(parts, who, id, live).await?,
+    };
+    let view = known.view(live);
     let json = serde_json::to_vec(&view).expect("a view has string keys and no failing parts");
     let tag = tag(&json);
     let mut response = if wants(head, &tag) {
@@ -268,19 +303,25 @@ pub(super) async fn show(parts: &Parts, id: JobId, head: &request::Parts) -> Out
 }
 
 /// Waits until the job has ended, and a little longer for the rest of its output, so that whoever asks for the output
-/// next has it whole.
-async fn wait(parts: &Parts, job: JobId, within: Duration) -> Result<(), Box<Refusal>> {
+/// next has it whole. What was read of an ended job is given back: an end is for ever, and asking for it a second time
+/// would wake three threads once more.
+async fn wait(
+    parts: &Parts,
+    who: &Who,
+    job: JobId,
+    within: Duration,
+) -> Result<Option<Known>, Box<Refusal>> {
     let (reply, ended) = oneshot::channel();
     parts.dispatch.ask(Ask::Wait { job, reply });
     match tokio::time::timeout(within, ended).await {
-        Err(_elapsed) => Ok(()),
+        Err(_elapsed) => Ok(None),
         Ok(Err(_dropped)) => Err(problem::stopping()),
         // It had ended before: its output has had its time.
-        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(None)) => Ok(None),
         Ok(Ok(Some(_ended))) => {
-            let known = query::job(parts, job, false).await?;
+            let known = query::stored(parts, who, job).await?;
             logs::settle(parts, &known).await;
-            Ok(())
+            Ok(known.record.end.is_some().then_some(known))
         }
     }
 }
@@ -310,7 +351,7 @@ fn wants(head: &request::Parts, tag: &HeaderValue) -> bool {
 }
 
 /// `DELETE /jobs/{id}`: cancel, or with `?purge=1` forget what a finished job was made of.
-pub(super) async fn delete(parts: &Parts, id: JobId, head: &request::Parts) -> Outcome {
+pub(super) async fn delete(parts: &Parts, who: &Who, id: JobId, head: &request::Parts) -> Outcome {
     let params = Params::parse(head.uri.query(), &["reason", "force", "purge"])?;
     let force = params.flag("force")?;
     let note = params.text("reason");
@@ -321,7 +362,8 @@ pub(super) async fn delete(parts: &Parts, id: JobId, head: &request::Parts) -> O
                 "is for finished jobs; `reason` and `force` are for cancelling",
             ));
         }
-        return purge(parts, id).await;
+        who.bearer.may(Right::Admin)?;
+        return purge(parts, who, id).await;
     }
     if let Some(note) = note
         && (note.len() > NOTE_BYTES_MAX || note.chars().any(char::is_control))
@@ -329,10 +371,13 @@ pub(super) async fn delete(parts: &Parts, id: JobId, head: &request::Parts) -> O
         let detail = format!("may have {NOTE_BYTES_MAX} bytes without control characters");
         return Err(wrong("reason", &detail));
     }
-    cancel(parts, id, force.unwrap_or(false), note).await
+    cancel(parts, who, id, force.unwrap_or(false), note).await
 }
 
-async fn cancel(parts: &Parts, id: JobId, force: bool, note: Option<&str>) -> Outcome {
+async fn cancel(parts: &Parts, who: &Who, id: JobId, force: bool, note: Option<&str>) -> Outcome {
+    if who.bearer.scope().is_some() {
+        query::job(parts, who, id, false).await?;
+    }
     for _ in 0..CANCEL_TRIES {
         let (reply, answer) = oneshot::channel();
         parts.dispatch.ask(Ask::Cancel {
@@ -345,7 +390,7 @@ async fn cancel(parts: &Parts, id: JobId, force: bool, note: Option<&str>) -> Ou
             CancelAnswer::Cancelled => JobState::Cancelled,
             CancelAnswer::Cancelling => return cancelling(parts, id).await,
             CancelAnswer::Finished { state } => state,
-            CancelAnswer::Unknown => match query::job(parts, id, false).await?.record.end {
+            CancelAnswer::Unknown => match query::job(parts, who, id, false).await?.record.end {
                 Some(end) => end.state,
                 // It came to be, or its end is being told, while we asked.
                 None => continue,
@@ -392,8 +437,13 @@ async fn cancelling(parts: &Parts, id: JobId) -> Outcome {
     Ok(response)
 }
 
-async fn purge(parts: &Parts, id: JobId) -> Outcome {
-    if query::job(parts, id, false).await?.record.end.is_none() {
+async fn purge(parts: &Parts, who: &Who, id: JobId) -> Outcome {
+    if query::job(parts, who, id, false)
+        .await?
+        .record
+        .end
+        .is_none()
+    {
         return Err(Refusal::new(
             Code::JobNotFinished,
             format!("job {id} has not finished; cancel it first, or wait"),
@@ -418,7 +468,7 @@ struct Listing {
     live: Vec<JobState>,
     /// Wanted states the store knows.
     ended: Vec<JobState>,
-    queue: Option<Box<str>>,
+    queues: Vec<Box<str>>,
     name: Option<Box<str>>,
     since: Option<WallTime>,
     until: Option<WallTime>,
@@ -433,9 +483,10 @@ const LIST_PARAMS: &[&str] = &[
 ];
 
 /// `GET /jobs`.
-pub(super) async fn list(parts: &Parts, head: &request::Parts) -> Outcome {
+pub(super) async fn list(parts: &Parts, who: &Who, head: &request::Parts) -> Outcome {
     let params = Params::parse(head.uri.query(), LIST_PARAMS)?;
-    let listing = Listing::new(&params, Timestamp::from_millis(parts.clock.wall().millis()))?;
+    let mut listing = Listing::new(&params, Timestamp::from_millis(parts.clock.wall().millis()))?;
+    listing.keep_to(&who.bearer)?;
     let mut page = listing.page(parts).await?;
     if params.flag("live")?.unwrap_or(false) {
         add_lives(parts, &mut page.jobs).await?;
@@ -445,9 +496,8 @@ pub(super) async fn list(parts: &Parts, head: &request::Parts) -> Outcome {
         next_cursor: page.next.map(|id| id.to_string()),
     });
     if let Some(next) = page.next {
-        response
-            .headers_mut()
-            .insert(header::LINK, link(head, next));
+        let next = ops::next_page(head, &next.to_string());
+        response.headers_mut().insert(header::LINK, next);
     }
     Ok(response)
 }
@@ -475,21 +525,6 @@ async fn add_lives(parts: &Parts, jobs: &mut [JobView]) -> Result<(), Box<Refusa
         );
     }
     Ok(())
-}
-
-/// RFC 8288: the same question from where this page ended.
-fn link(head: &request::Parts, next: JobId) -> HeaderValue {
-    let mut query: Vec<_> = head
-        .uri
-        .query()
-        .unwrap_or_default()
-        .split('&')
-        .filter(|part| !part.is_empty() && !part.starts_with("cursor="))
-        .map(str::to_owned)
-        .collect();
-    query.push(format!("cursor={next}"));
-    let link = format!("<{}?{}>; rel=\"next\"", head.uri.path(), query.join("&"));
-    HeaderValue::from_str(&link).expect("path and query were in the request's head")
 }
 
 /// Some jobs in order, and where the next page begins.
@@ -539,7 +574,7 @@ impl Listing {
         Ok(Self {
             live,
             ended,
-            queue: params.text("queue").map(Into::into),
+            queues: params.text("queue").into_iter().map(Into::into).collect(),
             name: params.text("name").map(Into::into),
             since: moment("since")?,
             until: moment("until")?,
@@ -551,6 +586,18 @@ impl Listing {
                 Some(_) => return Err(wrong("order", "must be desc (newest first) or asc")),
             },
         })
+    }
+
+    /// Only what the caller's token is good for.
+    fn keep_to(&mut self, bearer: &Bearer) -> Result<(), Box<Refusal>> {
+        if let Some(queue) = self.queues.iter().find(|queue| !bearer.sees(queue)) {
+            let detail = intake::not_for_queue(bearer, queue);
+            return Err(Refusal::field(Code::QueueNotAllowed, "?queue", detail));
+        }
+        if self.queues.is_empty() {
+            self.queues = bearer.scope().unwrap_or_default().to_vec();
+        }
+        Ok(())
     }
 
     /// Engine first, then the store's snapshot: what ended between the two is in the latter, and the latter wins.
@@ -609,7 +656,7 @@ impl Listing {
             let (reply, answer) = oneshot::channel();
             parts.dispatch.ask(Ask::List {
                 states: self.live.clone(),
-                queue: self.queue.clone(),
+                queues: self.queues.clone(),
                 after: page.next,
                 descending: self.descending,
                 limit: self.limit - page.jobs.len(),
@@ -659,7 +706,7 @@ impl Listing {
     async fn stored_page(&self, parts: &Parts) -> Result<Page, Box<Refusal>> {
         let page = asked(parts.reader.list(ListQuery {
             states: self.ended.clone(),
-            queue: self.queue.clone(),
+            queues: self.queues.clone(),
             name: self.name.clone(),
             since: self.since,
             until: self.until,

@@ -32,6 +32,7 @@ use crate::http::body::{Body, Cut};
 use crate::http::params::{Params, wrong};
 use crate::http::problem::{Code, Refusal};
 use crate::http::query::{self, Known};
+use crate::http::route::Who;
 use crate::http::{Parts, asked};
 use crate::output::{Page, Piece, Read, ReadError};
 use crate::store::seam::Record;
@@ -72,6 +73,7 @@ struct Selection {
 /// The endpoint.
 pub(super) async fn read(
     parts: &Parts,
+    who: &Who,
     id: JobId,
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
@@ -86,7 +88,7 @@ pub(super) async fn read(
         attempt: params.number("attempt", "the number of an attempt, from 1")?,
         stream: stream(&params)?,
     };
-    let known = query::job(parts, id, false).await?;
+    let known = query::job(parts, who, id, false).await?;
     if known.record.body.is_none() {
         return Err(Refusal::new(
             Code::BodyPurged,
@@ -148,6 +150,7 @@ pub(super) async fn read(
     };
     let feed = Feed {
         parts: parts.clone(),
+        who: who.clone(),
         selection,
         attempt: glance.attempt,
         at: start,
@@ -527,6 +530,7 @@ struct Gone;
 /// Tells output to one client.
 struct Feed {
     parts: Parts,
+    who: Who,
     selection: Selection,
     /// The attempt being told; 0 before the first.
     attempt: u16,
@@ -597,6 +601,9 @@ impl Feed {
         let mut end = self.ask_end();
         let mut ticks = 0;
         while known.record.end.is_none() {
+            if self.who.bearer.check(self.parts.clock.wall()).is_err() {
+                return self.break_off("token_expired").await;
+            }
             match self.happens(&mut end).await {
                 Happened::Page(page) => {
                     ticks = 0;
@@ -651,7 +658,7 @@ impl Feed {
 
     /// The job's state anew; where it cannot be had the old one stands.
     async fn look(&self, known: Known) -> Result<Known, Gone> {
-        match query::job(&self.parts, self.selection.job, false).await {
+        match query::job(&self.parts, &self.who, self.selection.job, false).await {
             Ok(fresh) => Ok(fresh),
             Err(refusal) if refusal.code == Code::Stopping => {
                 self.break_off("stopping").await.map(|()| known)

@@ -6,7 +6,8 @@ use std::fmt::Write;
 
 use hostler_engine::QueueView;
 use hostler_wire::api::{
-    Done, Health, QueueList, QueueStats, Stats, Version, WorkerList, WorkerView,
+    Done, Health, NetStats, OutputStats, QueueList, QueueStats, Stats, StoreStats, Version,
+    WorkerList, WorkerView,
 };
 use hyper::Response;
 use hyper::header::{self, HeaderValue};
@@ -14,34 +15,54 @@ use hyper::http::request;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::dispatch::{Ask, Glance};
+use crate::dispatch::{Ask, Glance, WorkerStatus};
 use crate::http::body::Body;
 use crate::http::params::Params;
 use crate::http::problem::{Code, Refusal};
+use crate::http::route::Who;
 use crate::http::{Parts, asked};
 use crate::store::seam::Lookup;
+use crate::{net, output};
 
 /// `GET /workers`: those that are connected, and those whose grace runs.
 pub(super) async fn workers(
     parts: &Parts,
+    who: &Who,
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
     Params::parse(head.uri.query(), &[])?;
     let mut workers: Vec<WorkerView> = asked(ask_workers(parts))
         .await?
         .into_iter()
+        .filter_map(|worker| seen_by(who, worker))
         .map(view)
         .collect();
     workers.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(json(&WorkerList { workers }))
 }
 
+/// Figures of the whole server are for tokens that are good for all queues.
+pub(super) fn of_all_queues(who: &Who) -> Result<(), Box<Refusal>> {
+    if let Some(queues) = who.bearer.scope() {
+        return Err(Refusal::new(
+            Code::QueueNotAllowed,
+            format!(
+                "these are figures of all queues, and the access token is good for {} only; see /queues",
+                queues.join(", ")
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// `GET /stats`: live jobs by state, slots, the oldest wait, what was done since the start.
 pub(super) async fn stats(
     parts: &Parts,
+    who: &Who,
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
     Params::parse(head.uri.query(), &[])?;
+    of_all_queues(who)?;
     let (glance, workers) = (ask_glance(parts), ask_workers(parts));
     let (glance, workers) = (asked(glance).await?, asked(workers).await?);
     let connected = || workers.iter().filter(|worker| worker.connected);
@@ -66,17 +87,47 @@ pub(super) async fn stats(
             attempts: done.attempts.value(),
             probes: glance.probes,
         },
+        store: StoreStats {
+            live: done.live.value(),
+            commits: done.commits.value(),
+            refused: done.refused.value(),
+            log_bytes: done.log_bytes.value(),
+        },
+        net: net_stats(parts.net.status()),
+        output: output_stats(parts.output.status()),
     }))
+}
+
+fn net_stats(status: &net::Status) -> NetStats {
+    NetStats {
+        connections: status.connections.value(),
+        accepted: status.accepted.value(),
+        refused: status.refused.value(),
+        unauthorised: status.unauthorised.value(),
+        cut_off: status.cut_off.value(),
+        pending_output_bytes: status.pending_output_bytes.value(),
+    }
+}
+
+fn output_stats(status: &output::Status) -> OutputStats {
+    OutputStats {
+        stored_bytes: status.stored_bytes.value(),
+        appended_bytes: status.appended_bytes.value(),
+        failures: status.failures.value(),
+        retired_segments: status.retired_segments.value(),
+    }
 }
 
 /// `GET /queues`: those with jobs, and those that somebody serves.
 pub(super) async fn queues(
     parts: &Parts,
+    who: &Who,
     head: &request::Parts,
 ) -> Result<Response<Body>, Box<Refusal>> {
     Params::parse(head.uri.query(), &[])?;
     let (glance, workers) = (ask_glance(parts), ask_workers(parts));
-    let (glance, workers) = (asked(glance).await?, asked(workers).await?);
+    let (mut glance, workers) = (asked(glance).await?, asked(workers).await?);
+    glance.queues.retain(|queue| who.bearer.sees(&queue.name));
     let waits = waits(parts, &glance.queues).await?;
     let mut queues: BTreeMap<String, QueueStats> = BTreeMap::new();
     for (queue, wait) in glance.queues.iter().zip(waits) {
@@ -90,7 +141,7 @@ pub(super) async fn queues(
         queues.insert(stats.name.clone(), stats);
     }
     for worker in workers.iter().filter(|worker| worker.connected) {
-        for name in &worker.queues {
+        for name in worker.queues.iter().filter(|name| who.bearer.sees(name)) {
             let stats = queues.entry(name.clone()).or_default();
             stats.name.clone_from(name);
             stats.workers += 1;
@@ -103,7 +154,10 @@ pub(super) async fn queues(
 
 /// How long the first job of each queue has been waiting; the store knows when it came. Of very many queues only some are
 /// looked up.
-async fn waits(parts: &Parts, queues: &[QueueView]) -> Result<Vec<Option<u64>>, Box<Refusal>> {
+pub(super) async fn waits(
+    parts: &Parts,
+    queues: &[QueueView],
+) -> Result<Vec<Option<u64>>, Box<Refusal>> {
     let now = parts.clock.wall();
     let mut waits = Vec::with_capacity(queues.len());
     for (n, queue) in queues.iter().enumerate() {
@@ -136,12 +190,15 @@ pub(super) fn healthz() -> Result<Response<Body>, Box<Refusal>> {
 
 /// `GET /readyz`: jobs can be submitted, and what they print can be kept.
 pub(super) fn readyz(parts: &Parts) -> Result<Response<Body>, Box<Refusal>> {
-    let trouble = parts.health.trouble();
-    match trouble.or_else(|| parts.output.status().trouble()) {
-        None => Ok(json(&Health {
+    // Both are told: one disk may be full for the one and then for the other.
+    let troubles = [parts.health.trouble(), parts.output.status().trouble()];
+    let troubles: Vec<String> = troubles.into_iter().flatten().collect();
+    if troubles.is_empty() {
+        Ok(json(&Health {
             status: Cow::Borrowed("ready"),
-        })),
-        Some(trouble) => Err(Refusal::new(Code::NotReady, trouble)),
+        }))
+    } else {
+        Err(Refusal::new(Code::NotReady, troubles.join("; ")))
     }
 }
 
@@ -170,19 +227,41 @@ pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     response
 }
 
-fn ask_glance(parts: &Parts) -> oneshot::Receiver<Glance> {
+/// RFC 8288: the same question from where this page ended.
+pub(super) fn next_page(head: &request::Parts, next: &str) -> HeaderValue {
+    let mut query: Vec<_> = head
+        .uri
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter(|part| !part.is_empty() && !part.starts_with("cursor="))
+        .map(str::to_owned)
+        .collect();
+    query.push(format!("cursor={next}"));
+    let link = format!("<{}?{}>; rel=\"next\"", head.uri.path(), query.join("&"));
+    HeaderValue::from_str(&link).expect("path and query were in the request's head")
+}
+
+pub(super) fn ask_glance(parts: &Parts) -> oneshot::Receiver<Glance> {
     let (reply, glance) = oneshot::channel();
     parts.dispatch.ask(Ask::Glance { reply });
     glance
 }
 
-fn ask_workers(parts: &Parts) -> oneshot::Receiver<Vec<crate::dispatch::WorkerStatus>> {
+pub(super) fn ask_workers(parts: &Parts) -> oneshot::Receiver<Vec<WorkerStatus>> {
     let (reply, workers) = oneshot::channel();
     parts.dispatch.ask(Ask::Workers { reply });
     workers
 }
 
-fn view(worker: crate::dispatch::WorkerStatus) -> WorkerView {
+/// A worker as far as the caller's token is good for its queues.
+fn seen_by(who: &Who, mut worker: WorkerStatus) -> Option<WorkerStatus> {
+    worker.queues.retain(|queue| who.bearer.sees(queue));
+    let seen = who.bearer.scope().is_none() || !worker.queues.is_empty();
+    seen.then_some(worker)
+}
+
+fn view(worker: WorkerStatus) -> WorkerView {
     WorkerView {
         name: worker.name.into(),
         connected: worker.connected,

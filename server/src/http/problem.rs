@@ -6,7 +6,7 @@ use hostler_wire::api::{FieldError, Problem};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::auth::Denied;
+use crate::auth::{Denied, Right, Role};
 use crate::http::body::Body;
 use crate::store::seam::{StoreError, StoreErrorKind};
 use crate::store::writer::SubmitError;
@@ -49,18 +49,22 @@ codes! {
     BodyNotWanted = 400, "body_not_wanted", "This endpoint takes no body";
     TokenMissing = 401, "token_missing", "An access token is needed";
     TokenInvalid = 401, "token_invalid", "The access token is not valid here";
+    TokenExpired = 401, "token_expired", "The access token is no longer valid";
     RoleMissing = 403, "role_missing", "The access token's role is not enough";
+    QueueNotAllowed = 403, "queue_not_allowed", "The access token is not good for that queue";
     HostNotAllowed = 403, "host_not_allowed", "This server does not answer to that name";
     CrossSite = 403, "cross_site", "Requests from other sites are refused";
     JobTypeNotAllowed = 403, "job_type_not_allowed", "This server does not accept that type of job";
     NotFound = 404, "not_found", "There is nothing at this path";
     JobNotFound = 404, "job_not_found", "There is no such job";
+    TokenNotFound = 404, "token_not_found", "There is no such access token";
     AttemptNotFound = 404, "attempt_not_found", "The job has no such attempt";
     MethodNotAllowed = 405, "method_not_allowed", "This path does not take that method";
     NotAcceptable = 406, "not_acceptable", "None of the wanted media types is available";
     BodyTimeout = 408, "body_timeout", "The body did not arrive in time";
     JobFinished = 409, "job_finished", "The job has already finished";
     JobNotFinished = 409, "job_not_finished", "The job has not finished yet";
+    TokenOfFile = 409, "token_of_file", "The access token lies in a file";
     JobPurged = 410, "job_purged", "The job is no longer kept";
     BodyPurged = 410, "body_purged", "The job's body and output are no longer kept";
     BodyTooLarge = 413, "body_too_large", "The body is too large";
@@ -72,6 +76,9 @@ codes! {
     EmptyBatch = 422, "empty_batch", "The batch has no jobs";
     NotSupportedYet = 422, "not_supported_yet", "This server cannot do that yet";
     KeyReused = 422, "idempotency_key_reused", "The Idempotency-Key was used for another request";
+    InvalidToken = 422, "invalid_token", "The access token cannot be made as it is";
+    TooManyTokens = 422, "too_many_tokens", "There are too many access tokens";
+    RateLimited = 429, "rate_limited", "Too much in too short a time";
     TooManyJobs = 429, "too_many_jobs", "Too many jobs wait";
     HeadersTooLarge = 431, "headers_too_large", "The headers are too large";
     Internal = 500, "internal", "The server made a mistake";
@@ -215,10 +222,48 @@ impl From<Denied> for Box<Refusal> {
                 Code::TokenInvalid,
                 "the access token is none of this server's: is it of another data directory?",
             ),
-            Denied::Role => Refusal::new(
-                Code::RoleMissing,
-                "a worker's token opens the worker port only; use DATA_DIR/admin.token here",
+            Denied::Revoked => Refusal::new(Code::TokenExpired, "the access token was revoked"),
+            Denied::Expired => Refusal::new(Code::TokenExpired, "the access token has expired"),
+            Denied::TooMany => Refusal::new(
+                Code::RateLimited,
+                "too many wrong access tokens from this address; try again later",
             ),
+            Denied::Role {
+                role: Role::Worker, ..
+            } => Refusal::new(
+                Code::RoleMissing,
+                "a worker's token opens the worker port only; use DATA_DIR/admin.token here, or one made by \
+                 `hostler token create`",
+            ),
+            Denied::Role { role, needs } => {
+                let needs = match needs {
+                    Right::Read => "read, submit or admin",
+                    Right::Submit => "submit or admin",
+                    Right::Admin => "admin",
+                };
+                let role = role.name();
+                Refusal::new(
+                    Code::RoleMissing,
+                    format!("the access token's role is {role}; this needs the role {needs}"),
+                )
+            }
+            Denied::Rate {
+                what,
+                per_second,
+                wait,
+            } => {
+                let mut refusal = Refusal::new(
+                    Code::RateLimited,
+                    format!(
+                        "the access token is good for {per_second} {what} a second; try again in a moment"
+                    ),
+                );
+                let seconds = wait.micros().div_ceil(1_000_000).max(1);
+                refusal
+                    .headers
+                    .retain(|(name, _)| name != header::RETRY_AFTER);
+                refusal.with(header::RETRY_AFTER, HeaderValue::from(seconds))
+            }
         }
     }
 }
@@ -268,7 +313,7 @@ impl From<StoreError> for Box<Refusal> {
             | StoreErrorKind::ReadOnly
             | StoreErrorKind::Io
             | StoreErrorKind::Corrupt
-            | StoreErrorKind::TooNew
+            | StoreErrorKind::OtherVersion
             | StoreErrorKind::InUse => Refusal::new(Code::StoreUnreadable, error.message),
         }
     }

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::dispatch::{Ask, JobStatus, LiveStatus};
 use crate::http::problem::{Code, Refusal};
+use crate::http::route::Who;
 use crate::http::{Parts, asked};
 use crate::store::seam::{AttemptRecord, EndRecord, Lookup, Record};
 
@@ -26,12 +27,26 @@ pub(super) struct Known {
     pub(super) status: Option<Box<JobStatus>>,
 }
 
-/// Asks both; a job that is not there is a refusal.
-pub(super) async fn job(parts: &Parts, id: JobId, live: bool) -> Result<Known, Box<Refusal>> {
+/// Asks both; a job that is not there is a refusal, and so is one that the caller's token is not good for: the same.
+pub(super) async fn job(
+    parts: &Parts,
+    who: &Who,
+    id: JobId,
+    live: bool,
+) -> Result<Known, Box<Refusal>> {
     let status = status(parts, id, live).await?;
+    let stored = stored(parts, who, id).await?;
+    Ok(Known { status, ..stored })
+}
+
+/// Asks the store alone: enough for a job whose end the engine has told of.
+pub(super) async fn stored(parts: &Parts, who: &Who, id: JobId) -> Result<Known, Box<Refusal>> {
     match asked(parts.reader.job(id)).await?? {
-        Lookup::Found(record) => Ok(Known { record, status }),
-        Lookup::Never => Err(Refusal::new(
+        Lookup::Found(record) if who.bearer.sees(&record.class.spec.queue) => Ok(Known {
+            record,
+            status: None,
+        }),
+        Lookup::Found(_) | Lookup::Never => Err(Refusal::new(
             Code::JobNotFound,
             format!("there never was a job {id}"),
         )),

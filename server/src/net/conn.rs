@@ -1,14 +1,16 @@
 //! One socket: its buffers, its readiness, how far its peer has proven itself.
 //!
-//! All bytes go through [`Conn::read`] and [`Conn::flush`]: TLS will sit between these and the socket.
+//! All bytes go through [`Conn::read`] and [`Conn::flush`], and there through the connection's channel: as they are, or
+//! through TLS.
 //!
 //! Not here: what frames mean (`net`), who is who (`peers`).
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{Shutdown, SocketAddr};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use hostler_engine::Time;
+use hostler_tls::{Channel, ChannelError};
 use hostler_wire::SessionId;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::Frame;
@@ -42,6 +44,8 @@ pub(super) struct Conn {
     pub serial: u64,
     pub decoder: Decoder,
     pub phase: Phase,
+    /// The id of the access token it claims, proven or not.
+    pub token_id: Box<str>,
     /// When it is closed if nothing happens.
     pub deadline: Option<Time>,
     /// Bytes of an unfinished handshake counted against the bound of all of them.
@@ -52,19 +56,25 @@ pub(super) struct Conn {
     pub stuck_since: Option<Time>,
     /// It is on the list of those to be flushed.
     pub dirty: bool,
+    pub channel: Channel,
     stream: TcpStream,
     token: Token,
     out: BytesMut,
     wants_write: bool,
+    /// Said that nothing more comes.
+    closed: bool,
 }
 
 /// What a read gave.
 pub(super) enum Got {
-    Bytes(usize),
+    /// So many came from the socket, and so many of them are for the decoder.
+    Bytes { wire: usize, plain: usize },
     /// Nothing more for now.
     Blocked,
     /// The peer is gone, or the socket broken.
     Gone,
+    /// No TLS comes about, and why.
+    Refused(ChannelError),
 }
 
 impl Conn {
@@ -73,6 +83,7 @@ impl Conn {
         peer: SocketAddr,
         serial: u64,
         token: Token,
+        channel: Channel,
         now: Time,
     ) -> Self {
         Self {
@@ -80,15 +91,18 @@ impl Conn {
             serial,
             decoder: Decoder::new(),
             phase: Phase::Hello,
+            token_id: Box::default(),
             deadline: None,
             counted_bytes: 0,
             heard: now,
             stuck_since: None,
             dirty: false,
+            channel,
             stream,
             token,
             out: BytesMut::new(),
             wants_write: false,
+            closed: false,
         }
     }
 
@@ -109,21 +123,18 @@ impl Conn {
         }
     }
 
-    /// Reads once, into the decoder unless nobody listens any more.
+    /// Reads once, into the decoder.
     pub(super) fn read(&mut self, room: &mut [u8]) -> Got {
-        loop {
-            match self.stream.read(room) {
-                Ok(0) => return Got::Gone,
-                Ok(bytes) => {
-                    if !matches!(self.phase, Phase::Closing) {
-                        self.decoder.buffer().extend_from_slice(&room[..bytes]);
-                    }
-                    return Got::Bytes(bytes);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::Blocked,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Got::Gone,
-            }
+        let into = self.decoder.buffer();
+        match self.channel.read(&mut self.stream, room, into) {
+            Ok(taken) if taken.wire == 0 => Got::Gone,
+            Ok(taken) => Got::Bytes {
+                wire: taken.wire,
+                plain: taken.plain,
+            },
+            Err(error) if error.is_blocked() => Got::Blocked,
+            Err(error @ (ChannelError::Tls(_) | ChannelError::NotTls)) => Got::Refused(error),
+            Err(ChannelError::Io(_) | ChannelError::Truncated) => Got::Gone,
         }
     }
 
@@ -141,33 +152,34 @@ impl Conn {
         }
     }
 
-    /// Bytes that wait to be sent.
+    /// Bytes that wait to be sent, beside the little that TLS encrypts ahead of the socket.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.out.len()
     }
 
+    /// Whether anything waits to be sent.
+    pub(super) fn has_to_send(&self) -> bool {
+        !self.out.is_empty() || self.channel.wants_write()
+    }
+
     /// Writes what the socket takes; wants to hear of its readiness only while something is left.
-    pub(super) fn flush(&mut self, registry: &Registry, now: Time) -> io::Result<()> {
-        let before = self.out.len();
-        while !self.out.is_empty() {
-            match self.stream.write(&self.out) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(bytes) => self.out.advance(bytes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    pub(super) fn flush(&mut self, registry: &Registry, now: Time) -> Result<(), ChannelError> {
+        let mut sent = self.channel.write(&mut self.stream, &mut self.out)?;
+        if matches!(self.phase, Phase::Closing) && !self.closed && self.out.is_empty() {
+            self.closed = true;
+            self.channel.close();
+            sent.wire += self.channel.write(&mut self.stream, &mut self.out)?.wire;
         }
-        if self.out.is_empty() {
+        let wants_write = self.has_to_send();
+        if !wants_write {
             self.out = BytesMut::new(); // an idle connection holds no buffer
             self.stuck_since = None;
             if matches!(self.phase, Phase::Closing) {
                 self.stream.shutdown(Shutdown::Write)?;
             }
-        } else if self.out.len() < before || self.stuck_since.is_none() {
+        } else if sent.wire > 0 || self.stuck_since.is_none() {
             self.stuck_since = Some(now);
         }
-        let wants_write = !self.out.is_empty();
         if wants_write != self.wants_write {
             self.wants_write = wants_write;
             let interest = if wants_write {

@@ -1,11 +1,9 @@
-//! Who is at the other end: sessions, their pipes, and addresses that showed wrong tokens.
+//! Who is at the other end: sessions and their pipes.
 //!
 //! Not here: sockets (`conn`), what silence means (the engine's).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
-use hostler_engine::{Span, Time};
 use hostler_wire::SessionId;
 use hostler_wire::frame::Login;
 
@@ -22,6 +20,8 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub place: Place,
+    /// The access token it has proven.
+    pub token_id: Box<str>,
     name: String,
     instance: u64,
     pub pipe: Option<PipeId>,
@@ -38,10 +38,11 @@ pub(super) struct Peers {
 impl Peers {
     /// A session has the number of its connection. A worker dials again only after it has given up the connection before, so
     /// that of two sessions of one instance the greater number is the newer one, in whatever order their logins come.
-    pub(super) fn join(&mut self, place: Place, login: &Login) -> SessionId {
+    pub(super) fn join(&mut self, place: Place, token_id: &str, login: &Login) -> SessionId {
         let session = SessionId::new(place.serial);
         let peer = Peer {
             place,
+            token_id: token_id.into(),
             name: login.name.clone(),
             instance: login.instance,
             pipe: None,
@@ -50,15 +51,19 @@ impl Peers {
         session
     }
 
-    /// Opens a pipe for the session it names, if that is the same worker's; says which pipe it takes the place of.
+    /// Opens a pipe for the session it names, if that is the same worker's with the same token; says which pipe it takes
+    /// the place of.
     pub(super) fn open_pipe(
         &mut self,
         place: Place,
+        token_id: &str,
         login: &Login,
     ) -> Option<(PipeId, Option<PipeId>)> {
         let session = login.session?;
         let peer = self.sessions.get_mut(&session)?;
-        if peer.name != login.name || peer.instance != login.instance {
+        if (&peer.name, peer.instance) != (&login.name, login.instance)
+            || *peer.token_id != *token_id
+        {
             return None;
         }
         self.last_pipe += 1;
@@ -89,56 +94,5 @@ impl Peers {
         {
             peer.pipe = None;
         }
-    }
-}
-
-/// Addresses that showed wrong tokens lately. After [`BURST`] of them an address may try again once a
-/// second. A right token does not help then, or it could be searched for: workers with one try again by themselves.
-#[derive(Debug, Default)]
-pub(super) struct Failures {
-    /// When the failures of an address are forgiven.
-    until: HashMap<IpAddr, Time>,
-}
-
-const BURST: u64 = 20;
-const FORGIVEN_AFTER: Span = Span::from_millis(1_000);
-/// Most addresses remembered; more make the remembered ones go, which an attacker with so many does not need.
-const ADDRESSES_MAX: usize = 4_096;
-
-impl Failures {
-    /// Whether an address must wait before its next try.
-    pub(super) fn must_wait(&self, address: IpAddr, now: Time) -> bool {
-        let until = self.until.get(&address);
-        until.is_some_and(|until| until.since(now).micros() >= BURST * FORGIVEN_AFTER.micros())
-    }
-
-    pub(super) fn add(&mut self, address: IpAddr, now: Time) {
-        if self.until.len() >= ADDRESSES_MAX {
-            self.until.retain(|_, until| *until > now);
-        }
-        if self.until.len() >= ADDRESSES_MAX {
-            self.until.clear();
-        }
-        let until = self.until.entry(address).or_insert(now);
-        *until = (*until).max(now) + FORGIVEN_AFTER;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrong_tokens_slow_their_own_address_down_for_a_while() {
-        let mut failures = Failures::default();
-        let (bad, good) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let start = Time::from_micros(5_000_000);
-        for _ in 0..BURST {
-            assert!(!failures.must_wait(bad, start));
-            failures.add(bad, start);
-        }
-        assert!(failures.must_wait(bad, start));
-        assert!(!failures.must_wait(good, start));
-        assert!(!failures.must_wait(bad, start + Span::from_millis(1_001)));
     }
 }

@@ -1,11 +1,14 @@
 //! The wire thread's loop and the one place where a frame's kind decides what becomes of it.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use hostler_engine::{Span, Time};
+use hostler_tls::{Channel, ChannelError, Live, Port};
 use hostler_wire::SessionId;
 use hostler_wire::frame::{Beat, Frame, Login, RefuseCode, Refused, Role, Welcome};
 use hostler_wire::handshake::{Identity, ServerHandshake};
@@ -16,9 +19,11 @@ use slab::Slab;
 
 use super::conn::{Conn, Got, Phase};
 use super::listener::{Accepted, accept};
-use super::peers::{Failures, Peers, Place};
+use super::peers::{Peers, Place};
 use super::pipe::Gate;
-use super::{Arrival, BEAT_MS, FindVerifier, Needs, Net, Post, Status, Tell};
+use super::shakes::{Shakes, Turn};
+use super::{Arrival, BEAT_MS, Needs, Net, Post, Status, Tell, UNPROVEN, Visit};
+use crate::auth::{Auth, Failures};
 use crate::clock::Clock;
 use crate::config::Limits;
 use crate::mailbox::{Receiver, Wake};
@@ -67,12 +72,16 @@ pub(super) struct Wire {
     grace: Span,
     clock: Clock,
     identity: Identity,
-    find_verifier: FindVerifier,
+    auth: Arc<Auth>,
+    visits: Box<dyn Fn(Visit) + Send>,
     tell: Tell,
     output: output::Handle,
+    tls: Option<Arc<Live>>,
     status: Arc<Status>,
 
     conns: Slab<Conn>,
+    /// How many of them each address has.
+    addresses: HashMap<IpAddr, usize>,
     peers: Peers,
     failures: Failures,
     gate: Gate,
@@ -80,6 +89,8 @@ pub(super) struct Wire {
     /// Connections that have not proven themselves, oldest first.
     strangers: BTreeSet<Place>,
     strangers_bytes: usize,
+    /// Who may agree on TLS at the moment, and who waits for that.
+    shakes: Shakes,
     deadlines: BTreeSet<(Time, Place)>,
     /// Sockets that may have more to read than their turn allowed.
     again: Vec<Place>,
@@ -107,15 +118,19 @@ impl Wire {
             inbox: net.inbox,
             listener: Some(listener),
             gate: Gate::new(needs.config.limits.output_pending_bytes_max),
+            shakes: Shakes::new(needs.config.limits.tls_handshakes_max),
             limits: needs.config.limits,
             grace: Span::from_millis(grace),
             clock: needs.clock,
             identity: needs.identity,
-            find_verifier: needs.find_verifier,
+            auth: needs.auth,
+            visits: needs.visits,
             tell: needs.tell,
             output: needs.output,
+            tls: needs.tls,
             status: net.handle.status,
             conns: Slab::new(),
+            addresses: HashMap::new(),
             peers: Peers::default(),
             failures: Failures::default(),
             last_serial: 0,
@@ -157,11 +172,15 @@ impl Wire {
     }
 
     fn sleep(&mut self, events: &mut Events) {
-        let due = [Some(self.beat_at), self.accept_at]
-            .into_iter()
-            .chain([self.deadlines.first().map(|(at, _)| *at)])
-            .flatten()
-            .min();
+        let due = [
+            Some(self.beat_at),
+            self.accept_at,
+            self.shakes.next_deadline(),
+        ]
+        .into_iter()
+        .chain([self.deadlines.first().map(|(at, _)| *at)])
+        .flatten()
+        .min();
         self.wake.about_to_sleep();
         let timeout = if self.again.is_empty() && self.inbox.is_empty() {
             due.map(|at| Duration::from_micros(at.since(self.clock.now()).micros()))
@@ -209,11 +228,13 @@ impl Wire {
         let Some(conn) = self.conn(place) else {
             return;
         };
-        if conn.waiting_bytes() > 0 && !conn.dirty {
+        if conn.has_to_send() && !conn.dirty {
             conn.dirty = true;
             self.dirty.push(place);
         }
-        self.read(place, now);
+        if self.may_read(place, now) {
+            self.read(place, now);
+        }
     }
 
     /// Reads a socket until it has no more, or its turn is over.
@@ -239,14 +260,69 @@ impl Wire {
                 return self.again.push(place);
             }
             match conn.read(&mut self.room[..once]) {
-                Got::Bytes(bytes) => {
-                    turn_bytes += bytes;
-                    self.take_frames(place, bytes, now);
+                Got::Bytes { wire, plain } => {
+                    turn_bytes += wire;
+                    if conn.channel.is_tls() {
+                        self.go_on_with_tls(place);
+                    }
+                    if plain > 0 {
+                        self.take_frames(place, plain, now);
+                    }
                 }
                 Got::Blocked => return,
                 Got::Gone => return self.drop_conn(place),
+                Got::Refused(error) => return self.refuse_tls(place, &error, now),
             }
         }
+    }
+
+    /// Whether a connection is to be read now. One that begins with TLS waits for its turn.
+    fn may_read(&mut self, place: Place, now: Time) -> bool {
+        let Some(conn) = self.conn(place) else {
+            return false;
+        };
+        if !conn.channel.is_tls() || conn.channel.is_open() || matches!(conn.phase, Phase::Closing)
+        {
+            return true;
+        }
+        match self.shakes.begin(place, now) {
+            Turn::Now => true,
+            Turn::InPlaceOf(old) => {
+                let message = "TLS took too long while others waited for it".into();
+                self.refuse(old, RefuseCode::Busy, message, now);
+                true
+            }
+            Turn::Later => false,
+        }
+    }
+
+    /// What TLS has to say leaves with this turn; whoever has agreed on it makes room for the next.
+    fn go_on_with_tls(&mut self, place: Place) {
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let is_stranger = matches!(conn.phase, Phase::Hello);
+        let (is_open, wants_write) = (conn.channel.is_open(), conn.channel.wants_write());
+        if is_stranger && is_open {
+            self.shakes.end(place);
+        }
+        if wants_write {
+            self.send_with(place, |_| {});
+        }
+    }
+
+    /// The peer does not speak TLS as we do, or at all. Its alert leaves; who speaks plainly is answered so.
+    fn refuse_tls(&mut self, place: Place, error: &ChannelError, now: Time) {
+        self.status.tls_failed.add(1);
+        let mut message = error.to_string();
+        if matches!(error, ChannelError::NotTls)
+            && let Some(conn) = self.conn(place)
+        {
+            conn.channel.give_up_tls();
+            message =
+                "this port speaks TLS: give the worker --tls-ca FILE, or tls://HOST:PORT".into();
+        }
+        self.refuse(place, RefuseCode::Invalid, message, now);
     }
 
     /// Takes out the frames that are whole by now.
@@ -264,7 +340,13 @@ impl Wire {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(error) => {
-                    wrong = Some(error.to_string());
+                    let damaged = error.is_damage();
+                    let code = if damaged {
+                        RefuseCode::Damaged
+                    } else {
+                        RefuseCode::Invalid
+                    };
+                    wrong = Some((code, error.to_string()));
                     break;
                 }
             };
@@ -273,7 +355,8 @@ impl Wire {
                 Phase::Control(_) if is_control(&frame) => frames.push(frame),
                 Phase::Pipe(_) if is_output(&frame) => frames.push(frame),
                 Phase::Control(_) | Phase::Pipe(_) => {
-                    wrong = Some("a frame that is not this side's to send here".into());
+                    let why = "a frame that is not this side's to send here";
+                    wrong = Some((RefuseCode::Invalid, why.into()));
                     break;
                 }
                 Phase::Closing => break,
@@ -281,8 +364,8 @@ impl Wire {
         }
         self.status.frames.add(frames.len() as u64);
         self.pass_on(place, frames, bytes, now);
-        if let Some(why) = wrong {
-            self.refuse(place, RefuseCode::Invalid, why, now);
+        if let Some((code, why)) = wrong {
+            self.refuse(place, code, why, now);
         }
         self.count_stranger(place, now);
     }
@@ -319,17 +402,16 @@ impl Wire {
         let address = conn.peer.ip();
         match (std::mem::replace(&mut conn.phase, Phase::Hello), frame) {
             (Phase::Hello, Frame::Hello(hello)) => {
-                if self.failures.must_wait(address, now) {
-                    let message = "too many wrong tokens from this address, try again later";
-                    return self.refuse(place, RefuseCode::Busy, message.into(), now);
-                }
                 let mut random = [0; 32];
                 getrandom::fill(&mut random).expect("the kernel has random bytes");
-                let verifier = (self.find_verifier)(&hello.token_id);
-                match ServerHandshake::new(self.identity, &hello, verifier.as_ref(), random) {
+                let verifier = self.auth.verifier(&hello.token_id, self.clock.wall());
+                let tls = self.conn(place).and_then(|conn| conn.channel.binding());
+                let (identity, verifier) = (self.identity, verifier.as_ref());
+                match ServerHandshake::bound(identity, &hello, verifier, random, tls) {
                     Ok((handshake, challenge)) => {
                         let conn = self.conn(place).expect("it was there above");
                         conn.phase = Phase::Login(Box::new(handshake));
+                        conn.token_id = hello.token_id.into();
                         conn.decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
                         self.send(place, &Frame::Challenge(challenge));
                     }
@@ -339,15 +421,20 @@ impl Wire {
             (Phase::Login(handshake), Frame::Login(login)) => {
                 let role = handshake.role();
                 match handshake.login(&login) {
-                    Ok(()) => self.welcome(place, role, login, now),
-                    Err(error) => {
-                        if error.code == RefuseCode::Unauthorised {
+                    Ok(()) => self.admit(place, role, login, now),
+                    Err(error) if error.code == RefuseCode::Unauthorised => {
+                        self.status.unauthorised.add(1);
+                        if self.failures.add(address, now) {
                             tracing::warn!(peer = %address, "a worker's token was wrong");
-                            self.failures.add(address, now);
-                            self.status.unauthorised.add(1);
+                            self.visit(place, None, UNPROVEN);
+                            self.refuse(place, error.code, error.message, now);
+                        } else {
+                            let message =
+                                "too many wrong tokens from this address, try again later";
+                            self.refuse(place, RefuseCode::Busy, message.into(), now);
                         }
-                        self.refuse(place, error.code, error.message, now);
                     }
+                    Err(error) => self.refuse(place, error.code, error.message, now),
                 }
             }
             _ => {
@@ -357,17 +444,77 @@ impl Wire {
         }
     }
 
-    /// The peer has proven itself.
+    /// The peer has proven its token. Whether that is good for what it wants to be is another question.
+    fn admit(&mut self, place: Place, role: Role, login: Box<Login>, now: Time) {
+        let wall = self.clock.wall();
+        let Some(conn) = self.conn(place) else {
+            return;
+        };
+        let token_id = conn.token_id.clone();
+        let admitted = match role {
+            Role::Control => self.auth.admits(&token_id, &login, wall),
+            // What it may do was asked of its session.
+            Role::Output => Ok(()),
+        };
+        let name = || Some(login.name.as_str().into());
+        match admitted {
+            Ok(()) => {
+                if role == Role::Control {
+                    self.visit(place, name(), "");
+                }
+                self.welcome(place, role, login, now);
+            }
+            Err(why) => {
+                self.visit(place, name(), "not_admitted");
+                self.refuse(place, RefuseCode::Unauthorised, why, now);
+            }
+        }
+    }
+
+    /// Tells who came.
+    fn visit(&self, place: Place, worker: Option<Box<str>>, refused: &'static str) {
+        if let Some(conn) = self.conns.get(place.key) {
+            (self.visits)(Visit {
+                token: conn.token_id.clone(),
+                from: conn.peer.ip(),
+                worker,
+                refused,
+            });
+        }
+    }
+
+    /// Ends the sessions whose tokens are good for nothing any more.
+    fn expel(&mut self, now: Time) {
+        let wall = self.clock.wall();
+        let auth = &self.auth;
+        let gone: Vec<Place> = self
+            .peers
+            .sessions
+            .values()
+            .filter(|peer| !auth.holds(&peer.token_id, wall))
+            .map(|peer| peer.place)
+            .collect();
+        for place in gone {
+            let message = "the access token was revoked, or has expired";
+            self.refuse(place, RefuseCode::Unauthorised, message.into(), now);
+        }
+    }
+
+    /// The peer may be what it says it is.
     fn welcome(&mut self, place: Place, role: Role, login: Box<Login>, now: Time) {
+        let Some(token_id) = self.conn(place).map(|conn| conn.token_id.clone()) else {
+            return;
+        };
         let (session, phase, frame_bytes_max) = match role {
             Role::Control => {
-                let session = self.peers.join(place, &login);
+                let session = self.peers.join(place, &token_id, &login);
                 (session, Phase::Control(session), FRAME_BYTES_MAX)
             }
             Role::Output => {
-                let (Some(session), Some((pipe, old))) =
-                    (login.session, self.peers.open_pipe(place, &login))
-                else {
+                let (Some(session), Some((pipe, old))) = (
+                    login.session,
+                    self.peers.open_pipe(place, &token_id, &login),
+                ) else {
                     let message = "the session this pipe names is not this worker's, or has ended";
                     return self.refuse(place, RefuseCode::NoSession, message.into(), now);
                 };
@@ -396,6 +543,11 @@ impl Wire {
             }),
         );
         if role == Role::Control {
+            let certificate = self.conn(place).map(|conn| conn.channel.peer_names());
+            let certificate = certificate.filter(|names| !names.is_empty());
+            if let Some(names) = certificate {
+                tracing::info!(worker = %login.name, certificate = %names.join(","), "a worker with a certificate");
+            }
             self.arrivals.push(Arrival::Joined { session, login });
             self.status.sessions.set(self.peers.sessions.len() as u64);
         }
@@ -434,6 +586,7 @@ impl Wire {
                     self.refuse(place, code, message, now);
                 }
             }
+            Post::TokensChanged => self.expel(now),
             Post::StopAccepting => {
                 if let Some(mut listener) = self.listener.take() {
                     drop(self.poll.registry().deregister(&mut listener));
@@ -453,8 +606,12 @@ impl Wire {
             self.drop_conn(place);
             self.deadlines.remove(&(at, place));
         }
+        if let Some(place) = self.shakes.next(now) {
+            self.again.push(place);
+        }
         if self.beat_at <= now {
             self.beat_at = now + Span::from_millis(u64::from(BEAT_MS));
+            self.expel(now);
             self.beat(now);
         }
     }
@@ -524,8 +681,14 @@ impl Wire {
         peer: std::net::SocketAddr,
         now: Time,
     ) {
+        let crowd = self.addresses.entry(peer.ip()).or_default();
+        *crowd += 1;
+        let crowded = *crowd > self.limits.worker_connections_per_address_max;
         let mut full = self.conns.len() >= self.limits.worker_connections_max;
-        if full && let Some(oldest) = self.safe_to_drop(now) {
+        if full
+            && !crowded
+            && let Some(oldest) = self.safe_to_drop(now)
+        {
             self.refuse(
                 oldest,
                 RefuseCode::Busy,
@@ -536,27 +699,56 @@ impl Wire {
         }
         if self.conns.len() >= self.limits.worker_connections_max + LINGERING_MAX {
             self.status.refused.add(1);
+            self.forget_address(peer.ip());
             return; // closed by dropping it
         }
         self.last_serial += 1;
         let serial = self.last_serial;
+        let channel = match &self.tls {
+            None => Channel::plain(),
+            Some(live) => match Channel::server(live.config(Port::Worker)) {
+                Ok(channel) => channel,
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "TLS cannot begin");
+                    return self.forget_address(peer.ip());
+                }
+            },
+        };
         let entry = self.conns.vacant_entry();
         let key = entry.key();
-        let conn = entry.insert(Conn::new(stream, peer, serial, Token(key), now));
+        let conn = entry.insert(Conn::new(stream, peer, serial, Token(key), channel, now));
         let place = Place { serial, key };
         if let Err(error) = conn.register(self.poll.registry()) {
             tracing::warn!(%peer, %error, "a connection could not be watched");
             self.conns.remove(key);
+            self.forget_address(peer.ip());
             return;
         }
         self.status.connections.set(self.conns.len() as u64);
         self.strangers.insert(place);
         let timeout = u64::try_from(self.limits.handshake_timeout.as_micros()).unwrap_or(u64::MAX);
         self.set_deadline(place, Some(now + Span::from_micros(timeout)));
-        if full {
+        if crowded {
+            let limit = self.limits.worker_connections_per_address_max;
+            let message = format!(
+                "the server has {limit} worker connections from this address, which is its limit \
+                 (worker_connections_per_address_max)"
+            );
+            self.refuse(place, RefuseCode::Busy, message, now);
+        } else if full {
             let limit = self.limits.worker_connections_max;
             let message = format!("the server has {limit} worker connections, which is its limit");
             self.refuse(place, RefuseCode::Busy, message, now);
+        }
+    }
+
+    /// A connection from there is gone.
+    fn forget_address(&mut self, address: IpAddr) {
+        if let Entry::Occupied(mut crowd) = self.addresses.entry(address) {
+            *crowd.get_mut() -= 1;
+            if *crowd.get() == 0 {
+                crowd.remove();
+            }
         }
     }
 
@@ -676,6 +868,7 @@ impl Wire {
         if self.conn(place).is_some() {
             let mut conn = self.conns.remove(place.key);
             conn.deregister(self.poll.registry());
+            self.forget_address(conn.peer.ip());
             self.status.connections.set(self.conns.len() as u64);
         }
     }
@@ -683,6 +876,7 @@ impl Wire {
     /// The peer is nobody from now on.
     fn part(&mut self, place: Place) {
         self.forget_stranger(place);
+        self.shakes.end(place);
         let Some(conn) = self.conn(place) else {
             return;
         };
@@ -712,6 +906,15 @@ impl Wire {
     fn close_all(&mut self) {
         let now = self.clock.now();
         self.flush_dirty(now);
+        let secure = self
+            .conns
+            .iter_mut()
+            .filter(|(_, conn)| conn.channel.is_tls());
+        for (_, conn) in secure {
+            conn.channel.close();
+            // Whoever does not take it finds the connection cut, which is as good.
+            drop(conn.flush(self.poll.registry(), now));
+        }
         let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
         for place in keys
             .into_iter()

@@ -24,14 +24,20 @@ use super::log::index_of;
 use super::record::Key;
 use super::segments::Segments;
 use super::{
-    Answer, Answers, AskEnds, Output, Page, PipeId, PollEnds, Read, ReadError, Status,
-    WAITING_READERS_MAX,
+    Answer, Output, Page, PipeId, PollEnds, Read, ReadError, Status, WAITING_READERS_MAX, Ways,
 };
 use crate::clock::Clock;
 use crate::mailbox::Receiver;
 
 /// Most messages in one turn: at 256 KiB each that is one sync for 4 MiB. Others wait behind it for theirs.
 const MESSAGES_MAX: usize = 16;
+/// The same while jobs come and go: a commit of the database that begins meanwhile waits behind no more than 1 MiB.
+const MESSAGES_SHARED: usize = 4;
+/// How long after a commit of the database the next one is expected.
+const SHARED_FOR: Span = Span::from_millis(1_000);
+/// Longest that a sync steps back for a commit, and how often it looks.
+const STEP_BACK: Span = Span::from_millis(20);
+const STEP_BACK_LOOK: Duration = Duration::from_micros(200);
 /// How often to look for segments to delete, for readers that gave up, and for a way out of trouble.
 const HOUSEKEEPING: Span = Span::from_millis(1_000);
 
@@ -55,12 +61,6 @@ type Reply = oneshot::Sender<Result<Page, ReadError>>;
 struct Waiter {
     read: Read,
     reply: Reply,
-}
-
-/// Whom the thread speaks to.
-pub(super) struct Ways {
-    pub answers: Answers,
-    pub ends: AskEnds,
 }
 
 /// A question which jobs of a segment ended well enough for their output to go.
@@ -96,6 +96,9 @@ pub struct Keeper {
     /// Streamed attempts that have ended, by job.
     lingering: BTreeMap<JobId, Vec<Lingering>>,
     housekeeping_due: Time,
+    /// Commits of the database seen, and until when the disk counts as shared with them.
+    commits: u64,
+    shared_until: Time,
     stopping: bool,
 }
 
@@ -143,6 +146,8 @@ impl Keeper {
             out: Vec::new(),
             lingering: BTreeMap::new(),
             housekeeping_due: Time::ZERO,
+            commits: 0,
+            shared_until: Time::ZERO,
             stopping: false,
         }
     }
@@ -173,8 +178,9 @@ impl Keeper {
 
     /// Takes in what has come; says whether there was anything. [`finish_turn`](Self::finish_turn) is to follow.
     pub fn gather(&mut self) -> bool {
+        let most = self.messages_max();
         let mut messages = std::mem::take(&mut self.messages);
-        let some = self.inbox.drain(&mut messages, MESSAGES_MAX) > 0;
+        let some = self.inbox.drain(&mut messages, most) > 0;
         for message in messages.drain(..) {
             self.take(message);
         }
@@ -186,6 +192,29 @@ impl Keeper {
     pub fn close(&mut self) {
         if let Err(error) = self.segments.close(self.clock.wall().millis()) {
             tracing::error!(%error, "the last output could not be synced; workers keep it");
+        }
+    }
+
+    /// How much goes into one sync: little while the database makes commits on the same disk.
+    fn messages_max(&mut self) -> usize {
+        let (now, begun) = (self.clock.now(), self.ways.commits.begun());
+        if begun != self.commits {
+            self.commits = begun;
+            self.shared_until = now + SHARED_FOR;
+        }
+        if now < self.shared_until {
+            MESSAGES_SHARED
+        } else {
+            MESSAGES_MAX
+        }
+    }
+
+    /// A commit of the database that is under way goes first: somebody waits for it, and it is small.
+    fn step_back(&self) {
+        let commits = &self.ways.commits;
+        let (begun, until) = (commits.begun(), self.clock.now() + STEP_BACK);
+        while !commits.has_ended(begun) && self.clock.now() < until {
+            std::thread::park_timeout(STEP_BACK_LOOK);
         }
     }
 
@@ -260,6 +289,9 @@ impl Keeper {
     /// Puts what was taken in on disk, then acknowledges it, then answers readers.
     pub fn finish_turn(&mut self) {
         let bytes = self.segments.batch_bytes();
+        if bytes > 0 {
+            self.step_back();
+        }
         match self.segments.commit(self.clock.wall().millis()) {
             Ok(()) => {
                 if bytes > 0 {

@@ -17,7 +17,7 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
 use crate::findings::Report;
 
 /// Looks through a directory of segments. Beside a running server the segments it still writes are left out.
-pub(crate) fn verify(dir: &Path, serving: bool, report: &mut Report) {
+pub fn verify(dir: &Path, serving: bool, report: &mut Report) {
     verify_in(
         &(Arc::new(SystemFiles) as Arc<dyn Files>),
         dir,

@@ -17,7 +17,7 @@ use crate::store::sqlite::{Fault, PAGE_BYTES, SqliteStore};
 const CHECKPOINT_PAGES: u32 = 4_096;
 /// Somebody is told from here on, 256 MiB, and each time it has doubled.
 const TELL_PAGES: u32 = 4 * CHECKPOINT_PAGES;
-/// Between two tries while a reader or a full disk is in the way.
+/// Between two tries while a reader or a full disk is in the way, or was.
 const PAUSE: Span = Span::from_secs(1);
 
 /// What is known of the log.
@@ -28,6 +28,8 @@ pub(super) struct Log {
     pages: u32,
     /// Pages already in the file: the log begins anew when these are all and nobody reads it.
     moved: u32,
+    /// The last checkpoint has not moved everything.
+    stuck: bool,
     next_us: u64,
     /// At this size somebody is told again.
     tell_pages: u32,
@@ -39,6 +41,7 @@ impl Default for Log {
             checkpoint_pages: CHECKPOINT_PAGES,
             pages: 0,
             moved: 0,
+            stuck: false,
             next_us: 0,
             tell_pages: TELL_PAGES,
         }
@@ -49,6 +52,17 @@ impl Log {
     pub(super) fn bytes(&self) -> u64 {
         u64::from(self.pages) * u64::from(PAGE_BYTES)
     }
+
+    /// The log begins anew with a commit that finds all of it moved and nobody reading it. A reader that was there in that
+    /// moment must not cost another 64 MiB: so a long log is moved again and again, a little each time, until it does.
+    fn is_worth_it(&self, now_us: u64) -> bool {
+        let waiting = self.pages.saturating_sub(self.moved);
+        let rested = now_us >= self.next_us;
+        if waiting >= self.checkpoint_pages && !self.stuck {
+            return true;
+        }
+        rested && waiting > 0 && self.pages >= self.checkpoint_pages
+    }
 }
 
 impl SqliteStore {
@@ -56,17 +70,15 @@ impl SqliteStore {
     pub(super) fn checkpoint(&mut self, stamp: &Stamp) -> Result<(), StoreError> {
         self.ask_log(sql::LOG_LOOK)
             .map_err(|fault| fault.told(&self.path, "look at the log of"))?;
-        let worth = self.log.pages.saturating_sub(self.log.moved) >= self.log.checkpoint_pages;
-        if !worth || stamp.engine.micros() < self.log.next_us {
+        if !self.log.is_worth_it(stamp.engine.micros()) {
             return Ok(());
         }
         let done = self.ask_log(sql::LOG_MOVE);
         let held_up = self.log.moved < self.log.pages;
-        if held_up || done.is_err() {
-            self.log.next_us = (stamp.engine + PAUSE).micros();
-        }
+        self.log.stuck = held_up || done.is_err();
+        self.log.next_us = (stamp.engine + PAUSE).micros();
         self.tell_log(held_up);
-        done.map_err(|fault| fault.told(&self.path, "checkpoint"))
+        done.map_err(|fault| fault.told_of_write(&self.path, "checkpoint"))
     }
 
     fn ask_log(&mut self, statement: &str) -> Result<(), Fault> {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn ended(raw: u64, started: Option<Time>) -> Fact {
-        Fact::Ended(Box::new(Ended {
+        Fact::Ended(Ended {
             job: job(raw),
             state: JobState::Succeeded,
             reason: Reason::None,
@@ -165,7 +165,7 @@ mod tests {
             started,
             at: Time::from_micros(9),
             detail: None,
-        }))
+        })
     }
 
     fn again(raw: u64, attempt: u16) -> Fact {

@@ -2,9 +2,10 @@
 //!
 //! What is carried over the mark, the shares after it, and the few rows of attempts and marks above it are folded into
 //! histories in memory; then one scan of `jobs` above the mark in id order, without those that have ended. Bodies are
-//! not read, and finished jobs below the mark cost nothing.
+//! not read, and finished jobs below the mark cost nothing. The scan itself is in `scan`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use hostler_engine::event::{Restore, RestoredAttempt};
@@ -12,12 +13,16 @@ use hostler_engine::fact::Charge;
 use hostler_engine::spec::{Class, ClassId};
 use hostler_engine::{Time, WallTime, When};
 use hostler_wire::{Attempt, Epoch, Fence, JobId, Priority, WorkerId};
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, ToSql};
 
 use crate::store::recover::{History, IdSet, Runs, Waiting};
-use crate::store::sqlite::{Fault, SqliteStore, job_id, joined, read_classes, reason, split};
+use crate::store::sqlite::{
+    CACHE, Fault, SqliteStore, job_id, joined, read_classes, reason, split,
+};
 use crate::store::{ranges, sql};
+
+/// The same as `CACHE`, while everything is read once.
+pub(super) const SCAN_CACHE: i32 = -1_024;
 
 /// Histories by job, of jobs that have not ended.
 pub(super) type Histories = BTreeMap<u64, History>;
@@ -25,20 +30,23 @@ pub(super) type Histories = BTreeMap<u64, History>;
 /// Gives everything unfinished to `each`.
 pub(super) fn load(store: &mut SqliteStore, each: &mut dyn FnMut(Restore)) -> Result<(), Fault> {
     let db = &store.db;
+    // Each page is wanted once: with a small cache they come and go in the processor's own, and none of them stays.
+    db.pragma_update(None, "cache_size", SCAN_CACHE)?;
     // One snapshot for all of it.
     db.execute_batch("BEGIN")?;
     let found = Recovery::read(db, store.mark.id(), store.mark.seq()).and_then(|recovery| {
-        let live = recovery.give(db, each)?;
+        let live = recovery.give(db, store.shared_file(), each)?;
         Ok((live, recovery.ended.len()))
     });
     db.execute_batch("COMMIT")?;
+    db.pragma_update(None, "cache_size", CACHE)?;
     let (live, finished) = found?;
     store.mark.counted(live, finished);
     Ok(())
 }
 
-struct Recovery {
-    mark_id: u64,
+pub(super) struct Recovery {
+    pub(super) mark_id: u64,
     classes: HashMap<ClassId, Arc<Class>>,
     /// Ended jobs above the mark.
     ended: IdSet,
@@ -102,7 +110,12 @@ impl Recovery {
     }
 
     /// Returns how many jobs live.
-    fn give(&self, db: &Connection, each: &mut dyn FnMut(Restore)) -> Result<u64, Fault> {
+    fn give(
+        &self,
+        db: &Connection,
+        file: Option<&Path>,
+        each: &mut dyn FnMut(Restore),
+    ) -> Result<u64, Fault> {
         self.give_workers(db, each)?;
         let mut find = db.prepare(sql::WAITING_ONE)?;
         let mut live = 0;
@@ -128,22 +141,13 @@ impl Recovery {
                 .into_iter()
                 .for_each(&mut *each);
         }
-        each_row(db, sql::WAITING, [self.mark_id], |row| {
-            let id: u64 = row.get(0)?;
-            let told = |history: &History| history.attempt > 0 || history.cancelling.is_some();
-            if self.ended.contains(id) || self.histories.get(&id).is_some_and(told) {
-                return Ok(());
-            }
-            live += 1;
-            if has_no_times(row)? && runs.extend(id, row.get(1)?, row.get(2)?) {
-                return Ok(());
-            }
-            let run = runs.push(&self.waiting(row)?);
-            run.map(Restore::Run).into_iter().for_each(&mut *each);
-            Ok(())
-        })?;
-        runs.finish().map(Restore::Run).into_iter().for_each(each);
-        Ok(live)
+        Ok(live + self.scan(db, file, runs, each)?)
+    }
+
+    /// Whether nothing is known of that job above the mark but its row.
+    pub(super) fn is_untouched(&self, id: u64) -> bool {
+        let told = |history: &History| history.attempt > 0 || history.cancelling.is_some();
+        !self.ended.contains(id) && !self.histories.get(&id).is_some_and(told)
     }
 
     fn give_workers(&self, db: &Connection, each: &mut dyn FnMut(Restore)) -> Result<(), Fault> {
@@ -177,14 +181,14 @@ impl Recovery {
         Ok(())
     }
 
-    fn waiting(&self, row: &Row<'_>) -> Result<Waiting, Fault> {
-        let class = ClassId::new(row.get(1)?);
-        let class = self.classes.get(&class).ok_or_else(|| {
-            Fault::Garbled(format!(
-                "a job is of class {}, which is missing",
-                class.raw()
-            ))
-        })?;
+    pub(super) fn class(&self, id: ClassId) -> Result<Arc<Class>, Fault> {
+        let class = self.classes.get(&id).cloned();
+        class.ok_or_else(|| {
+            Fault::Garbled(format!("a job is of class {}, which is missing", id.raw()))
+        })
+    }
+
+    pub(super) fn waiting(&self, row: &Row<'_>) -> Result<Waiting, Fault> {
         let engine: Option<[u8; 24]> = row.get(6)?;
         let when = |column: usize, place: usize| -> Result<Option<When>, Fault> {
             let exact = engine.as_ref().and_then(|times| engine_time(times, place));
@@ -195,7 +199,7 @@ impl Recovery {
         };
         Ok(Waiting {
             id: job_id(row.get(0)?)?,
-            class: Arc::clone(class),
+            class: self.class(ClassId::new(row.get(1)?))?,
             priority: Priority::new(row.get(2)?),
             due: when(3, 0)?,
             expires: when(4, 1)?,
@@ -218,16 +222,6 @@ fn recovery_entry<'a>(
     } else {
         Some(histories.entry(job.raw()).or_default())
     }
-}
-
-/// Whether the four columns of moments are all empty.
-fn has_no_times(row: &Row<'_>) -> Result<bool, Fault> {
-    for column in 3..=6 {
-        if row.get_ref(column)? != ValueRef::Null {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn engine_time(times: &[u8; 24], place: usize) -> Option<Time> {

@@ -17,13 +17,15 @@ use hostler_engine::spec::Class;
 use hostler_engine::{Time, WallTime, When};
 use hostler_wire::{Detail, Epoch, Fence, JobId, JobState, Reason, WorkerId};
 
+use crate::auth::{TokenChange, TokenRecord};
 use crate::clock::Stamp;
-use crate::store::page::{self, Candidate, Walk};
+use crate::store::page::{self, AuditWalk, Candidate, Walk};
 use crate::store::recover::{History, Runs, Waiting};
 use crate::store::retention;
 use crate::store::seam::{
-    AttemptRecord, Batch, Commit, CommitError, EndRecord, KeyRecord, ListPage, ListQuery, Lookup,
-    NewJob, Opening, Read, Record, Store, StoreError, StoreErrorKind,
+    AttemptRecord, AuditEntry, AuditPage, AuditQuery, Batch, Commit, CommitError, EndRecord,
+    KeyRecord, ListPage, ListQuery, Lookup, NewJob, Opening, Read, Record, Store, StoreError,
+    StoreErrorKind,
 };
 
 /// What happens to the next commit.
@@ -199,6 +201,8 @@ struct Kept {
     submissions: Vec<Batch>,
     facts: Vec<Fact>,
     purges: Vec<JobId>,
+    tokens: Vec<TokenChange>,
+    audit: Vec<AuditEntry>,
 }
 
 impl Kept {
@@ -212,6 +216,8 @@ impl Kept {
             submissions: commit.submissions.to_vec(),
             facts: commit.facts.to_vec(),
             purges: commit.purges.to_vec(),
+            tokens: commit.tokens.to_vec(),
+            audit: commit.audit.to_vec(),
         }
     }
 
@@ -225,6 +231,8 @@ impl Kept {
             submissions: &self.submissions,
             facts: &self.facts,
             purges: &self.purges,
+            tokens: &self.tokens,
+            audit: &self.audit,
             totals: None, // not kept here
             sync: false,
         }
@@ -271,6 +279,7 @@ impl MemoryStore {
             classes: now.classes.clone(),
             stamp: now.stamp,
             last: now.last,
+            tokens: now.tokens.values().cloned().collect(),
         };
         let power = state.power;
         drop(state);
@@ -440,6 +449,18 @@ impl Read for MemoryReader {
         })
     }
 
+    fn audit(&mut self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        let state = self.disk.lock();
+        let below = query.below.unwrap_or(u64::MAX);
+        let mut walk = AuditWalk::default();
+        for (n, entry) in state.now.audit.range(..below).rev() {
+            if query.limit == 0 || !walk.look(query, *n, entry.clone()) {
+                break;
+            }
+        }
+        Ok(walk.finish())
+    }
+
     fn bodies(&mut self, jobs: &[JobId]) -> Result<Vec<(JobId, Bytes)>, StoreError> {
         let state = self.disk.lock();
         let body = |id: &JobId| {
@@ -466,6 +487,8 @@ struct Data {
     live: BTreeMap<JobId, History>,
     workers: BTreeMap<WorkerId, (String, u64)>,
     keys: HashMap<(String, String), KeyRecord>,
+    tokens: BTreeMap<Arc<str>, TokenRecord>,
+    audit: BTreeMap<u64, AuditEntry>,
     stamp: Option<Stamp>,
     last: Option<(Epoch, u64)>,
     ids_through: u64,
@@ -533,9 +556,33 @@ impl Data {
                 job.body = None;
             }
         }
+        commit.tokens.iter().for_each(|change| self.token(change));
+        for entry in commit.audit {
+            let last = self.audit.last_key_value().map_or(0, |(n, _)| *n);
+            self.audit.insert(last + 1, entry.clone());
+        }
         self.stamp = Some(*stamp);
         self.last = Some((commit.epoch, commit.batch));
         self.ids_through = commit.ids_through.raw();
+    }
+
+    fn token(&mut self, change: &TokenChange) {
+        match change {
+            TokenChange::New(record) => {
+                self.tokens
+                    .insert(Arc::clone(&record.id), (**record).clone());
+            }
+            TokenChange::Revoked { id, at } => {
+                if let Some(record) = self.tokens.get_mut(id) {
+                    record.revoked.get_or_insert(*at);
+                }
+            }
+            TokenChange::Used { id, at } => {
+                if let Some(record) = self.tokens.get_mut(id) {
+                    record.used = Some(*at);
+                }
+            }
+        }
     }
 
     fn fact(&mut self, epoch: Epoch, stamp: &Stamp, fact: &Fact) {
@@ -688,6 +735,11 @@ impl Data {
         let before = |span: hostler_engine::Span| stamp.wall.millis().saturating_sub(span.millis());
         self.keys
             .retain(|_, key| key.at >= stamp.engine.back(retention::KEYS));
+        let past =
+            |at: Option<WallTime>| at.is_some_and(|at| at.millis() < before(retention::AUDIT));
+        self.audit.retain(|_, entry| !past(Some(entry.at)));
+        self.tokens
+            .retain(|_, token| !past(token.revoked) && !past(token.expires));
         let old = |end: &EndRecord| end.attempt.finished.millis() < before(retention::JOBS);
         let first_young = self
             .ends

@@ -9,7 +9,9 @@
 
 use hostler_wire::{JobId, JobState};
 
-use crate::store::seam::{ListQuery, StoreError, StoreErrorKind};
+use crate::store::seam::{
+    AuditEntry, AuditPage, AuditQuery, ListQuery, StoreError, StoreErrorKind,
+};
 
 /// Most jobs one page looks at.
 pub(super) const SCAN_MAX: usize = 10_000;
@@ -45,11 +47,10 @@ impl Candidate<'_> {
             || self
                 .state
                 .is_some_and(|state| query.states.contains(&state));
+        let queue =
+            query.queues.is_empty() || query.queues.iter().any(|queue| &**queue == self.queue);
         state
-            && query
-                .queue
-                .as_deref()
-                .is_none_or(|queue| queue == self.queue)
+            && queue
             && query
                 .name
                 .as_deref()
@@ -71,6 +72,40 @@ impl Candidate<'_> {
             let until = query.until.map_or(u64::MAX, |until| until.millis());
             self.created_ms > until.saturating_add(CLOCK_MARGIN_MS)
         }
+    }
+}
+
+/// A page of the audit trail being filled: the same bound, and a cursor of its own.
+#[derive(Debug, Default)]
+pub(super) struct AuditWalk {
+    page: AuditPage,
+    seen: usize,
+}
+
+impl AuditWalk {
+    /// Looks at the next entry, newest first. False: no more of them.
+    pub(super) fn look(&mut self, query: &AuditQuery, n: u64, entry: AuditEntry) -> bool {
+        let since = query.since.map_or(0, |since| since.millis());
+        if entry.at.millis().saturating_add(CLOCK_MARGIN_MS) < since {
+            self.page.next = None;
+            return false;
+        }
+        self.seen += 1;
+        let token = query.token.as_deref();
+        let action = query.action.as_deref();
+        if entry.at.millis() >= since
+            && token.is_none_or(|token| token == &*entry.token)
+            && action.is_none_or(|action| action == entry.action)
+        {
+            self.page.entries.push((n, entry));
+        }
+        let full = self.page.entries.len() >= query.limit || self.seen >= SCAN_MAX;
+        self.page.next = full.then_some(n);
+        !full
+    }
+
+    pub(super) fn finish(self) -> AuditPage {
+        self.page
     }
 }
 

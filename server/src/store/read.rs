@@ -12,10 +12,11 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use crate::store::page::{self, CLOCK_MARGIN_MS, Candidate, SCAN_MAX, Walk};
 use crate::store::seam::{
-    AttemptRecord, EndRecord, ListPage, ListQuery, Lookup, Read, Record, StoreError,
+    AttemptRecord, AuditPage, AuditQuery, EndRecord, ListPage, ListQuery, Lookup, Read, Record,
+    StoreError,
 };
-use crate::store::sqlite::{Fault, int, job_id, reason, state};
-use crate::store::{class, sql};
+use crate::store::sqlite::{Fault, int, job_id, reason, state, steady_plans};
+use crate::store::{audit, class, sql};
 
 /// The reader of one thread.
 #[derive(Debug)]
@@ -25,21 +26,24 @@ pub(super) struct SqliteReader {
     classes: HashMap<u32, Arc<Class>>,
 }
 
+/// A connection that only reads.
+pub(super) fn connect(path: &Path) -> Result<Connection, Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(std::time::Duration::from_secs(1))?;
+    db.set_prepared_statement_cache_capacity(32);
+    steady_plans(&db)?;
+    db.execute_batch(
+        "PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
+         PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;",
+    )?;
+    Ok(db)
+}
+
 impl SqliteReader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let open = || -> Result<Connection, Fault> {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let db = Connection::open_with_flags(path, flags)?;
-            db.busy_timeout(std::time::Duration::from_secs(1))?;
-            db.set_prepared_statement_cache_capacity(32);
-            db.execute_batch(
-                "PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
-                 PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;",
-            )?;
-            Ok(db)
-        };
         Ok(Self {
-            db: open().map_err(|fault| fault.told(path, "open for reading"))?,
+            db: connect(path).map_err(|fault| fault.told(path, "open for reading"))?,
             path: path.to_owned(),
             classes: HashMap::new(),
         })
@@ -47,18 +51,17 @@ impl SqliteReader {
 
     /// One question in one snapshot.
     fn ask<T>(&mut self, ask: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, StoreError> {
-        let answer = self
-            .db
-            .execute_batch("BEGIN")
+        let step = |db: &Connection, what| db.prepare_cached(what)?.raw_execute();
+        let answer = step(&self.db, "BEGIN")
             .map_err(Fault::from)
-            .and_then(|()| ask(self));
+            .and_then(|_rows| ask(self));
         let ended = if self.db.is_autocommit() {
-            Ok(())
+            Ok(0)
         } else {
-            self.db.execute_batch("COMMIT")
+            step(&self.db, "COMMIT")
         };
         answer
-            .and_then(|answer| ended.map(|()| answer).map_err(Fault::from))
+            .and_then(|answer| ended.map(|_rows| answer).map_err(Fault::from))
             .map_err(|fault| fault.told(&self.path, "read"))
     }
 
@@ -331,6 +334,10 @@ impl Read for SqliteReader {
         self.ask(|reader| reader.page(query))
     }
 
+    fn audit(&mut self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
+        self.ask(|reader| audit::page(&reader.db, query))
+    }
+
     fn bodies(&mut self, jobs: &[JobId]) -> Result<Vec<(JobId, Bytes)>, StoreError> {
         self.ask(|reader| {
             let mut bodies = Vec::with_capacity(jobs.len());
@@ -442,4 +449,31 @@ fn detail_of(row: &Row<'_>, at: usize) -> Result<Option<Box<Detail>>, Fault> {
         stderr_tail: row.get::<_, Option<Vec<u8>>>(at + 9)?.unwrap_or_default(),
         usage,
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+    use crate::store::sqlite::SqliteStore;
+
+    #[test]
+    fn a_question_is_planned_once_whatever_it_asks_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        let mut reader = SqliteReader::open(&store.path).unwrap();
+        for id in 1..5 {
+            reader.job(JobId::new(id).unwrap()).unwrap();
+            reader.attempts(JobId::new(id).unwrap()).unwrap();
+        }
+        for question in [sql::RECORD, sql::ATTEMPTS] {
+            let statement = reader.db.prepare_cached(question).unwrap();
+            assert_eq!(
+                statement.get_status(StatementStatus::RePrepare),
+                0,
+                "{question}"
+            );
+        }
+    }
 }

@@ -13,7 +13,7 @@ use hostler_wire::{JobId, JobState, Reason};
 use tokio::sync::oneshot;
 
 use crate::mailbox::{AbortOnPanic, Receiver, Sender};
-use crate::store::seam::{ListPage, ListQuery, Lookup, Read, StoreError};
+use crate::store::seam::{AuditPage, AuditQuery, ListPage, ListQuery, Lookup, Read, StoreError};
 
 /// The language of the readers' mailbox.
 #[derive(Debug)]
@@ -38,6 +38,13 @@ pub enum Query {
         query: ListQuery,
         /// The answer.
         reply: oneshot::Sender<Result<ListPage, StoreError>>,
+    },
+    /// A page of who did what.
+    Audit {
+        /// Of what.
+        query: AuditQuery,
+        /// The answer.
+        reply: oneshot::Sender<Result<AuditPage, StoreError>>,
     },
     /// Bodies for dispatch, answered into its mailbox.
     Bodies {
@@ -100,6 +107,7 @@ pub fn run(parts: Parts) {
                 Query::Job { id, reply } => drop(reply.send(store.job(id))),
                 Query::Ends { jobs, reply } => drop(reply.send(store.ends(&jobs))),
                 Query::List { query, reply } => drop(reply.send(store.list(&query))),
+                Query::Audit { query, reply } => drop(reply.send(store.audit(&query))),
                 Query::Bodies { jobs } => match store.bodies(&jobs) {
                     Ok(bodies) => fetched(bodies),
                     Err(error) => {
@@ -155,6 +163,13 @@ impl Handle {
     pub fn list(&self, query: ListQuery) -> oneshot::Receiver<Result<ListPage, StoreError>> {
         let (reply, receiver) = oneshot::channel();
         self.sender.send(Query::List { query, reply });
+        receiver
+    }
+
+    /// A page of who did what.
+    pub fn audit(&self, query: AuditQuery) -> oneshot::Receiver<Result<AuditPage, StoreError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.sender.send(Query::Audit { query, reply });
         receiver
     }
 

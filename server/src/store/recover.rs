@@ -13,6 +13,8 @@ use hostler_engine::spec::{Class, Run};
 use hostler_engine::{Time, When};
 use hostler_wire::{Attempt, Fence, JobId, Priority, Reason, WorkerId};
 
+use crate::store::scan;
+
 /// The part of a job that recovery needs and its `jobs` row does not have.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
@@ -133,17 +135,7 @@ pub(super) struct Runs {
 impl Runs {
     /// Takes the next job; gives the run that it does not belong to any more.
     pub(super) fn push(&mut self, job: &Waiting) -> Option<Run> {
-        if let Some(run) = &mut self.open
-            && job.id.raw() == run.first.raw() + u64::from(run.count)
-            && (job.priority, job.due, job.expires, job.deadline)
-                == (run.priority, run.due, run.expires, run.deadline)
-            && job.class.id == run.class.id
-            && run.count < u32::MAX
-        {
-            run.count += 1;
-            return None;
-        }
-        self.open.replace(Run {
+        self.join(Run {
             first: job.id,
             count: 1,
             priority: job.priority,
@@ -157,17 +149,31 @@ impl Runs {
 
     /// Takes the next job if it has no times of its own and differs from the one before it in nothing but the id: that
     /// is most of a backlog, and spares each its class and its comparison. False: it has to be pushed.
-    pub(super) fn extend(&mut self, id: u64, class: u32, priority: i8) -> bool {
+    pub(super) fn extend(&mut self, id: u64, kind: i64) -> bool {
         let Some(run) = &mut self.open else {
             return false;
         };
         let alike = id == run.first.raw() + u64::from(run.count)
-            && class == run.class.id.raw()
-            && priority == run.priority.raw()
+            && kind == scan::kind(run.class.id.raw(), run.priority.raw())
             && (run.due, run.expires, run.deadline) == (None, None, None)
             && run.count < u32::MAX;
         run.count += u32::from(alike);
         alike
+    }
+
+    /// Takes a run whose jobs come next; gives the one that it does not belong to any more.
+    pub(super) fn join(&mut self, next: Run) -> Option<Run> {
+        if let Some(run) = &mut self.open
+            && next.first.raw() == run.first.raw() + u64::from(run.count)
+            && (next.priority, next.due, next.expires, next.deadline)
+                == (run.priority, run.due, run.expires, run.deadline)
+            && next.class.id == run.class.id
+            && let Some(count) = run.count.checked_add(next.count)
+        {
+            run.count = count;
+            return None;
+        }
+        self.open.replace(next)
     }
 
     /// Gives the last run.

@@ -16,6 +16,8 @@ const DAY: Span = Span::from_secs(24 * 3_600);
 pub(super) const JOBS: Span = DAY.times(30);
 /// Of idempotency keys.
 pub(super) const KEYS: Span = DAY;
+/// Of what was done, and of tokens after their end.
+pub(super) const AUDIT: Span = DAY.times(30);
 /// Of counters.
 const METRICS: Span = DAY.times(7);
 /// Between two looks when there was nothing to do.
@@ -60,6 +62,15 @@ impl SqliteStore {
                 .prepare_cached(sql::DROP_METRICS)?
                 .execute((before(METRICS), STEP))?
                 > 0;
+            dropped |= store
+                .db
+                .prepare_cached(sql::DROP_AUDIT)?
+                .execute((before(AUDIT), STEP))?
+                > 0;
+            store
+                .db
+                .prepare_cached(sql::DROP_TOKENS)?
+                .execute([before(AUDIT)])?;
             Ok(dropped)
         })?;
         if !more {

@@ -3,7 +3,9 @@
 //! SQLite and the in-memory store stand behind it from the first day, and one conformance suite
 //! (`server/tests/store.rs`) runs on both.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use hostler_engine::spec::{Class, ClassSpec};
 use hostler_engine::{Fact, Time, WallTime, When};
 use hostler_wire::{Detail, Epoch, JobId, JobState, Priority, Reason};
 
+use crate::auth::{TokenChange, TokenRecord};
 use crate::clock::Stamp;
 
 /// The write side. Owned by the writer thread.
@@ -60,6 +63,8 @@ pub struct Opening {
     pub classes: Vec<Arc<Class>>,
     /// The clocks at the last commit, if there was one.
     pub stamp: Option<Stamp>,
+    /// The access tokens kept, good or not.
+    pub tokens: Vec<TokenRecord>,
     /// Whose the last commit was, and its number: whether one whose outcome was `Unknown` is there.
     pub last: Option<(Epoch, u64)>,
 }
@@ -83,6 +88,10 @@ pub struct Commit<'a> {
     pub facts: &'a [Fact],
     /// Jobs whose body is to be forgotten.
     pub purges: &'a [JobId],
+    /// What becomes of access tokens.
+    pub tokens: &'a [TokenChange],
+    /// Who did what.
+    pub audit: &'a [AuditEntry],
     /// The counters, every 10 s while they change.
     pub totals: Option<Totals>,
     /// Sync the disk before answering.
@@ -123,6 +132,8 @@ pub struct Batch {
     pub at: Time,
     /// By whom: the id of an access token, empty without one.
     pub by: Arc<str>,
+    /// From where.
+    pub from: Option<IpAddr>,
     /// The jobs, in order.
     pub jobs: Vec<NewJob>,
     /// The client's key for this request.
@@ -181,6 +192,9 @@ pub trait Read: Send {
 
     /// One page of records without body and attempts.
     fn list(&mut self, query: &ListQuery) -> Result<ListPage, StoreError>;
+
+    /// One page of who did what.
+    fn audit(&mut self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
 
     /// Bodies, for dispatch. A missing one is an error: live jobs are never purged.
     fn bodies(&mut self, jobs: &[JobId]) -> Result<Vec<(JobId, Bytes)>, StoreError>;
@@ -265,8 +279,8 @@ pub struct EndRecord {
 pub struct ListQuery {
     /// Terminal states wanted; empty = any, unfinished ones too.
     pub states: Vec<JobState>,
-    /// In this queue.
-    pub queue: Option<Box<str>>,
+    /// In one of these queues; empty = any.
+    pub queues: Vec<Box<str>>,
     /// With this name.
     pub name: Option<Box<str>>,
     /// Accepted at or after.
@@ -288,6 +302,53 @@ pub struct ListPage {
     pub records: Vec<Record>,
     /// Where the next page begins: its `after`; none if this was the last.
     pub next: Option<JobId>,
+}
+
+/// Something that was done, or refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// When.
+    pub at: WallTime,
+    /// By whom: the id of an access token, empty without one.
+    pub token: Arc<str>,
+    /// From where.
+    pub from: Option<IpAddr>,
+    /// What.
+    pub action: Cow<'static, str>,
+    /// To what: a job, a token, a worker.
+    pub object: Option<Box<str>>,
+    /// Jobs it made: the first, and how many.
+    pub jobs: Option<(JobId, u64)>,
+    /// How many requests it stands for.
+    pub requests: u64,
+    /// Of HTTP; 0 for workers.
+    pub status: u16,
+    /// Why it was refused; empty if it was not.
+    pub code: Cow<'static, str>,
+}
+
+/// Which entries to list, newest first. Filters are joined by "and".
+#[derive(Clone, Debug, Default)]
+pub struct AuditQuery {
+    /// At or after.
+    pub since: Option<WallTime>,
+    /// By this token.
+    pub token: Option<Box<str>>,
+    /// Of this kind.
+    pub action: Option<Box<str>>,
+    /// Below this number, exclusive.
+    pub below: Option<u64>,
+    /// Most entries.
+    pub limit: usize,
+}
+
+/// A page of entries.
+#[derive(Clone, Debug, Default)]
+pub struct AuditPage {
+    /// With their numbers, newest first.
+    pub entries: Vec<(u64, AuditEntry)>,
+    /// Where the next page begins: its `below`; none if this was the last.
+    pub next: Option<u64>,
 }
 
 /// A commit that did not happen, or may not have.
@@ -323,8 +384,8 @@ pub enum StoreErrorKind {
     Io,
     /// What is there is damaged.
     Corrupt,
-    /// Made by a newer program.
-    TooNew,
+    /// Made by another version of this program.
+    OtherVersion,
     /// Another server has this data directory.
     InUse,
     /// The query cannot be served by an index.
@@ -356,6 +417,8 @@ impl std::error::Error for CommitError {}
 pub struct Submission {
     /// By whom.
     pub by: Arc<str>,
+    /// From where.
+    pub from: Option<IpAddr>,
     /// The classes its jobs name, each once.
     pub classes: Vec<ClassSpec>,
     /// The jobs.

@@ -1,6 +1,10 @@
 //! Every statement, named.
 
-pub(super) const INIT: &str = include_str!("schema/0001_init.sql");
+/// What makes each version of the schema from the one before it; the first from nothing.
+pub(super) const SCHEMAS: &[&str] = &[
+    include_str!("schema/0001_init.sql"),
+    include_str!("schema/0002_tokens_and_audit.sql"),
+];
 
 // Opening.
 pub(super) const META_NEW: &str = "INSERT INTO meta (one, cluster) VALUES (1, ?1)";
@@ -14,6 +18,8 @@ pub(super) const EPOCHS_FROM: &str =
 pub(super) const EPOCH_OLDEST: &str = "SELECT min(epoch) FROM (SELECT (SELECT epoch FROM assigned WHERE seq > ?1 ORDER BY seq LIMIT 1) AS epoch \
      UNION ALL SELECT min(run_epoch) FROM carried)";
 pub(super) const CLASSES: &str = "SELECT id, spec FROM classes ORDER BY id";
+pub(super) const TOKENS: &str = "SELECT id, role, name, digest, stored_key, server_key, queues, allow, requests_per_second, jobs_per_second, \
+     created_ms, created_by, expires_ms, revoked_ms, used_ms FROM tokens ORDER BY created_ms, id";
 pub(super) const SEQ_LAST: &str = "SELECT max(coalesce((SELECT max(seq) FROM assigned), 0), coalesce((SELECT max(seq) FROM started), 0))";
 pub(super) const STATE_NAME: &str =
     "INSERT OR REPLACE INTO state_names (code, name) VALUES (?1, ?2)";
@@ -51,6 +57,13 @@ pub(super) const META_COMMIT: &str = "UPDATE meta SET epoch = ?1, batch = ?2, en
 pub(super) const METRICS: &str = "INSERT OR REPLACE INTO metrics (at_ms, epoch, submitted, succeeded, failed, cancelled, expired, skipped, \
      attempts, \
      commits, refused, live) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+pub(super) const TOKEN_NEW: &str = "INSERT INTO tokens (id, role, name, digest, stored_key, server_key, queues, allow, requests_per_second, \
+     jobs_per_second, created_ms, created_by, expires_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+pub(super) const TOKEN_REVOKED: &str =
+    "UPDATE tokens SET revoked_ms = coalesce(revoked_ms, ?2) WHERE id = ?1";
+pub(super) const TOKEN_USED: &str = "UPDATE tokens SET used_ms = ?2 WHERE id = ?1";
+pub(super) const AUDIT_NEW: &str = "INSERT INTO audit (at_ms, token, peer, action, object, first, count, requests, status, code) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
 pub(super) const KEY: &str =
     "SELECT hash, first, count, at_ms FROM keys WHERE token = ?1 AND key = ?2";
 
@@ -63,6 +76,7 @@ pub(super) const CARRIED_PUT: &str = "INSERT OR REPLACE INTO carried (job, attem
      run_epoch, \
      run_worker, run_started_us, due_us, due_ms, due_reason, cancelling) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+pub(super) const CARRIED_IN: &str = "SELECT 1 FROM carried WHERE job >= ?1 AND job <= ?2 LIMIT 1";
 pub(super) const CARRIED_DROP: &str = "DELETE FROM carried WHERE job = ?1";
 
 // Recovery.
@@ -75,7 +89,11 @@ pub(super) const STARTED_AFTER: &str =
 pub(super) const ATTEMPTS_ABOVE: &str = "SELECT job, number, charge, started_ms IS NOT NULL, due_us, due_ms FROM attempts WHERE job > ?1 \
      ORDER BY job, number";
 pub(super) const MARKS_ABOVE: &str = "SELECT job, reason FROM marks WHERE job > ?1 ORDER BY job";
-pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id > ?1 ORDER BY id";
+pub(super) const WAITING: &str = "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id > ?1 AND id <= ?2 \
+     ORDER BY id";
+/// The same of jobs without times of their own: class and priority as one number (`scan::kind`), NULL for the others.
+pub(super) const WAITING_PLAIN: &str = "SELECT id, CASE WHEN coalesce(due_ms, expires_ms, deadline_ms, engine) IS NULL \
+     THEN (class << 32) + priority END FROM jobs WHERE id > ?1 AND id <= ?2 ORDER BY id";
 pub(super) const WAITING_ONE: &str =
     "SELECT id, class, priority, due_ms, expires_ms, deadline_ms, engine FROM jobs WHERE id = ?1";
 
@@ -110,6 +128,8 @@ pub(super) const DROP_ASSIGNED: &str = "DELETE FROM assigned WHERE seq IN (SELEC
 pub(super) const DROP_STARTED: &str = "DELETE FROM started WHERE seq IN (SELECT seq FROM started WHERE seq <= ?1 AND at_us < ?2 ORDER BY seq LIMIT ?3)";
 pub(super) const DROP_KEYS: &str = "DELETE FROM keys WHERE n IN (SELECT n FROM (SELECT n, at_ms FROM keys ORDER BY n LIMIT ?2) WHERE at_ms < ?1)";
 pub(super) const DROP_METRICS: &str = "DELETE FROM metrics WHERE at_ms IN (SELECT at_ms FROM metrics WHERE at_ms < ?1 ORDER BY at_ms LIMIT ?2)";
+pub(super) const DROP_TOKENS: &str = "DELETE FROM tokens WHERE revoked_ms < ?1 OR expires_ms < ?1";
+pub(super) const DROP_AUDIT: &str = "DELETE FROM audit WHERE n IN (SELECT n FROM (SELECT n, at_ms FROM audit ORDER BY n LIMIT ?2) WHERE at_ms < ?1)";
 
 // Reading.
 pub(super) const PURGED_AND_PROMISED: &str =
@@ -138,6 +158,8 @@ pub(super) const RARE_UP: &str =
     "SELECT id FROM ends WHERE state <> 10 AND state = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
 pub(super) const RARE_DOWN: &str =
     "SELECT id FROM ends WHERE state <> 10 AND state = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+pub(super) const AUDIT_DOWN: &str = "SELECT n, at_ms, token, peer, action, object, first, count, requests, status, code FROM audit \
+     WHERE n < ?1 ORDER BY n DESC";
 /// For finding by time: the first job from an id on.
 pub(super) const CREATED_FROM: &str =
     "SELECT id, created_ms FROM jobs WHERE id >= ?1 ORDER BY id LIMIT 1";

@@ -5,8 +5,9 @@
 //! before it is answered, and NORMAL else; it is switched between transactions.
 //!
 //! Keeps P1 and P2 (after `commit` it is there), and the guards of two servers: the lock file (`lock`), and, should
-//! somebody remove that, the epoch, checked in each transaction. What SQLite rolled back for want of space is
-//! `Refused`; after any other failure nobody knows what the disk holds, and the store takes nothing more.
+//! somebody remove that, the epoch, checked in each transaction. What SQLite rolled back for want of space, or because the
+//! file system is read-only, is `Refused`; after any other failure nobody knows what the disk holds, and the store takes
+//! nothing more.
 //!
 //! Not here: reading for people (`read`), recovery (`load`), the mark (`mark`), the log's way into the file
 //! (`checkpoint`), retention (`retention`).
@@ -21,7 +22,7 @@ use hostler_engine::spec::ClassId;
 use hostler_engine::{Time, WallTime, When};
 use hostler_wire::{Detail, Epoch, JobId, JobState, Reason};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, ffi};
 
 use crate::clock::Stamp;
 use crate::store::checkpoint::Log;
@@ -32,7 +33,7 @@ use crate::store::retention::Housekeeping;
 use crate::store::seam::{
     Batch, Commit, CommitError, KeyRecord, NewJob, Opening, Read, Store, StoreError, StoreErrorKind,
 };
-use crate::store::{class, load, read, sql};
+use crate::store::{audit, class, load, read, sql, tokens};
 
 /// The database's name in the data directory.
 pub const FILE: &str = "hostler.db";
@@ -40,10 +41,12 @@ pub const FILE: &str = "hostler.db";
 /// "Hstl": marks a file as ours.
 pub(super) const APPLICATION_ID: i32 = 0x4873_746c;
 /// The schema this program writes.
-pub(super) const SCHEMA: i32 = 1;
+pub(super) const SCHEMA: i32 = 2;
 pub(super) const PAGE_BYTES: u32 = 16_384;
 /// The log's file is cut back to this after a reader has held up a checkpoint.
 const WAL_KEEP_BYTES: u32 = 256 << 20;
+/// What the writer keeps of the file in memory, as SQLite wants it told: KiB, negative.
+pub(super) const CACHE: i32 = -65_536;
 /// Nobody else writes to our file; a person's sqlite3 may, for a moment.
 const BUSY: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -58,6 +61,8 @@ pub struct SqliteStore {
     pub(super) log: Log,
     /// Number of the last row of `assigned` and `started`.
     seq: i64,
+    /// Other connections can read the same file.
+    is_shared: bool,
     /// `synchronous` is FULL.
     full: bool,
     /// Why nothing more is taken.
@@ -103,6 +108,7 @@ impl SqliteStore {
             housekeeping: Housekeeping::default(),
             log: Log::default(),
             seq: found.seq,
+            is_shared: files.is_none(),
             full: true,
             dead: None,
             scratch: Vec::new(),
@@ -127,6 +133,11 @@ impl SqliteStore {
         self.log.checkpoint_pages = pages;
     }
 
+    /// The file, if other connections can read it too: not on a test's own layer.
+    pub(super) fn shared_file(&self) -> Option<&Path> {
+        self.is_shared.then_some(&*self.path)
+    }
+
     /// Runs `work` in a transaction that checks the epoch. Housekeeping's way to write.
     pub(super) fn within<T>(
         &mut self,
@@ -143,7 +154,7 @@ impl SqliteStore {
         };
         run().map_err(|fault: Fault| {
             roll_back(&self.db);
-            fault.told(&self.path, doing)
+            fault.told_of_write(&self.path, doing)
         })
     }
 
@@ -163,6 +174,8 @@ impl SqliteStore {
         for &job in commit.purges {
             self.db.prepare_cached(sql::PURGE)?.execute([job.raw()])?;
         }
+        tokens::change(&self.db, commit.tokens)?;
+        audit::insert(&self.db, commit.audit)?;
         if let Some(totals) = &commit.totals {
             self.db.prepare_cached(sql::METRICS)?.execute((
                 int(commit.stamp.wall.millis()),
@@ -256,7 +269,7 @@ impl SqliteStore {
             roll_back(&self.db);
             return CommitError::Deposed;
         }
-        let error = fault.told(&self.path, "write");
+        let error = fault.told_of_write(&self.path, "write");
         let rolled_back = roll_back(&self.db);
         match error.kind {
             StoreErrorKind::Full | StoreErrorKind::Busy | StoreErrorKind::ReadOnly
@@ -269,7 +282,7 @@ impl SqliteStore {
             | StoreErrorKind::ReadOnly
             | StoreErrorKind::Io
             | StoreErrorKind::Corrupt
-            | StoreErrorKind::TooNew
+            | StoreErrorKind::OtherVersion
             | StoreErrorKind::InUse
             | StoreErrorKind::NoIndex => {
                 self.dead = Some(error.clone());
@@ -659,6 +672,12 @@ impl From<rusqlite::Error> for Fault {
 }
 
 impl Fault {
+    /// The system refused something.
+    pub(super) fn system(doing: &str, error: &std::io::Error) -> Self {
+        let what = format!("cannot be used: the system cannot {doing}: {error}");
+        Self::Refused(StoreErrorKind::Io, what)
+    }
+
     /// In words, for those outside.
     pub(super) fn told(self, path: &Path, doing: &str) -> StoreError {
         let path = path.display();
@@ -673,7 +692,7 @@ impl Fault {
                     StoreErrorKind::ReadOnly => "; check the permissions of file and directory",
                     StoreErrorKind::Busy => "; somebody else holds a lock on it",
                     StoreErrorKind::Io
-                    | StoreErrorKind::TooNew
+                    | StoreErrorKind::OtherVersion
                     | StoreErrorKind::InUse
                     | StoreErrorKind::NoIndex => "",
                 };
@@ -690,6 +709,40 @@ impl Fault {
             ),
         };
         StoreError { kind, message }
+    }
+
+    /// The same of a write. One that the file system did not begin, because it is read-only, has done nothing: SQLite
+    /// tells it like any other that failed, so the file system is asked. A sync that fails there is another matter.
+    pub(super) fn told_of_write(self, path: &Path, doing: &str) -> StoreError {
+        let not_written = match &self {
+            Self::Sql(rusqlite::Error::SqliteFailure(error, _)) => {
+                matches!(
+                    error.extended_code,
+                    ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_TRUNCATE
+                )
+            }
+            Self::Sql(_) | Self::Garbled(_) | Self::Refused(..) | Self::Deposed => false,
+        };
+        let mut error = self.told(path, doing);
+        if not_written && is_read_only(path) {
+            error.kind = StoreErrorKind::ReadOnly;
+            error.message.push_str(
+                ": its file system is read-only; make it writable again, the server goes on by itself",
+            );
+        }
+        error
+    }
+}
+
+/// Whether nothing can be made beside that file because its file system takes no writes.
+fn is_read_only(path: &Path) -> bool {
+    let probe = path.with_extension("probe");
+    match File::create(&probe) {
+        Ok(_) => {
+            drop(std::fs::remove_file(probe));
+            false
+        }
+        Err(error) => error.kind() == std::io::ErrorKind::ReadOnlyFilesystem,
     }
 }
 
@@ -726,12 +779,20 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
         })
 }
 
+/// Has SQLite plan a statement once and for all. Else it may look at a parameter's value while it plans, and plans anew
+/// each time another one is bound: it did so for a job's record and its attempts, each time they were asked for.
+pub(super) fn steady_plans(db: &Connection) -> Result<(), Fault> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
 /// Sets the connection up, and the file too if it is new. Refuses one that is not ours, or newer than we are.
 fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
     db.busy_timeout(BUSY)?;
     // A connection that goes because of a failure syncs nothing on its way out: nobody knows what the disk holds.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     db.set_prepared_statement_cache_capacity(64);
+    steady_plans(db)?;
     let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -746,7 +807,20 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
         let what = format!(
             "has schema version {version}, and this program knows versions up to {SCHEMA}; run a newer hostler"
         );
-        return Err(Fault::Refused(StoreErrorKind::TooNew, what));
+        return Err(Fault::Refused(StoreErrorKind::OtherVersion, what));
+    }
+    if !fresh && version < 1 {
+        let what = "is a database of this program without a schema version: its first start did not come to its end; \
+                    give the server another data directory"
+            .to_owned();
+        return Err(Fault::Refused(StoreErrorKind::Corrupt, what));
+    }
+    if !fresh && let Some(table) = other_form(db, version)? {
+        let what = format!(
+            "says schema version {version}, but its table {table} is not this program's of that version; go on with the \
+             hostler that made it, or give this one another data directory"
+        );
+        return Err(Fault::Refused(StoreErrorKind::OtherVersion, what));
     }
     if fresh {
         db.pragma_update(None, "page_size", PAGE_BYTES)?;
@@ -760,7 +834,7 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
     }
     db.execute_batch(&format!(
         "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; \
-         PRAGMA journal_size_limit = {WAL_KEEP_BYTES}; PRAGMA cache_size = -65536; PRAGMA temp_store = MEMORY; \
+         PRAGMA journal_size_limit = {WAL_KEEP_BYTES}; PRAGMA cache_size = {CACHE}; PRAGMA temp_store = MEMORY; \
          PRAGMA mmap_size = 0; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;"
     ))?;
     if fresh {
@@ -768,12 +842,49 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
         let mut cluster = [0; 16];
         random(&mut cluster)?;
         db.execute_batch("BEGIN IMMEDIATE")?;
-        db.execute_batch(sql::INIT)?;
+        raise(db, 0)?;
         db.execute(sql::META_NEW, [cluster])?;
         db.pragma_update(None, "application_id", APPLICATION_ID)?;
-        db.pragma_update(None, "user_version", SCHEMA)?;
+        db.execute_batch("COMMIT")?;
+    } else if version < SCHEMA {
+        tracing::info!(path = %path.display(), from = version, to = SCHEMA, "the database's schema is brought up to date");
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        raise(db, version)?;
         db.execute_batch("COMMIT")?;
     }
+    Ok(())
+}
+
+/// A table of that version that is missing in the file, or is there in another form: then another build of this program
+/// made it.
+fn other_form(db: &Connection, version: i32) -> Result<Option<&'static str>, Fault> {
+    let versions = usize::try_from(version).unwrap_or_default();
+    let steps = || sql::SCHEMAS.iter().take(versions);
+    let mut find =
+        db.prepare("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1")?;
+    for line in steps().flat_map(|step| step.lines()) {
+        let Some(name) = line
+            .strip_prefix("CREATE TABLE ")
+            .and_then(|rest| rest.split(' ').next())
+        else {
+            continue;
+        };
+        let found: Option<String> = find.query_row([name], |row| row.get(0)).optional()?;
+        if found.is_none_or(|found| !steps().any(|step| step.contains(&found))) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes the schema this program knows from that version of it, within a transaction.
+fn raise(db: &Connection, version: i32) -> Result<(), Fault> {
+    let done = usize::try_from(version)
+        .map_err(|_negative| Fault::Garbled(format!("{version} is no schema version")))?;
+    for step in &sql::SCHEMAS[done..] {
+        db.execute_batch(step)?;
+    }
+    db.pragma_update(None, "user_version", SCHEMA)?;
     Ok(())
 }
 
@@ -837,6 +948,7 @@ fn read_opening(db: &Connection, epoch: Epoch, epoch_nonce: [u8; 16]) -> Result<
         classes: read_classes(db)?,
         stamp,
         last,
+        tokens: tokens::read(db)?,
     };
     let seq = db.query_row(sql::SEQ_LAST, [], |row| row.get(0))?;
     // Shares that retention dropped lie below the mark.

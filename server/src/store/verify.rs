@@ -204,7 +204,9 @@ fn check_schema(db: &Connection, report: &mut Report) -> Result<bool, Fault> {
         return Ok(false);
     }
     let ours = Connection::open_in_memory()?;
-    ours.execute_batch(sql::INIT)?;
+    for step in sql::SCHEMAS {
+        ours.execute_batch(step)?;
+    }
     let found = definitions(db)?;
     let mut whole = true;
     for expected in definitions(&ours)? {

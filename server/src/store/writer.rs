@@ -30,13 +30,15 @@ use hostler_engine::{Fact, Span, Time, When};
 use hostler_wire::{JobId, JobState, mutation};
 use tokio::sync::oneshot;
 
+use crate::auth::TokenChange;
 use crate::clock::{Clock, Stamp};
 use crate::config::{Durability, Limits};
 use crate::mailbox::{AbortOnPanic, Receiver, Sender};
-use crate::metrics::{Counter, Health};
+use crate::metrics::{Commits, Counter, Health};
+use crate::store::audit::{self, Notes};
 use crate::store::ids::Ids;
 use crate::store::seam::{
-    Batch, Commit, CommitError, Draft, KeyRecord, Moment, NewJob, Store, StoreError,
+    AuditEntry, Batch, Commit, CommitError, Draft, KeyRecord, Moment, NewJob, Store, StoreError,
     StoreErrorKind, Submission, Totals,
 };
 
@@ -126,6 +128,8 @@ pub struct Counters {
     pub attempts: Counter,
     /// Commits made.
     pub commits: Counter,
+    /// The one under way.
+    pub under_way: Arc<Commits>,
     /// Commits refused.
     pub refused: Counter,
     /// Jobs that have not ended.
@@ -168,7 +172,7 @@ pub enum Write {
         /// The jobs.
         submission: Submission,
         /// Answered after the commit and after the lanes have them.
-        reply: oneshot::Sender<Result<Accepted, SubmitError>>,
+        reply: Reply,
     },
     /// What the engine wants kept.
     Facts {
@@ -184,6 +188,19 @@ pub enum Write {
         /// Answered after the commit.
         reply: oneshot::Sender<Result<(), StoreError>>,
     },
+    /// An access token begins or ceases to be good for something.
+    Token {
+        /// What becomes of it.
+        change: TokenChange,
+        /// Who did it; written in the same commit.
+        entry: AuditEntry,
+        /// Answered after the commit.
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// An access token was used: with the next commit.
+    Used(TokenChange),
+    /// Something was done or refused: with the next commit, within a second or so.
+    Note(AuditEntry),
     /// Commit what is here, close the store, end.
     Stop,
 }
@@ -229,10 +246,53 @@ pub struct Arrival {
 /// The lanes between writer and dispatch.
 pub type JobLanes = Arc<Lanes<Arrival>>;
 
+/// Where the answer to a submission goes.
+#[derive(Debug)]
+pub struct Reply {
+    to: oneshot::Sender<Result<Accepted, SubmitError>>,
+    through: Option<Arc<Sender<Answer>>>,
+}
+
+/// An answer on its way to whoever waits for it on the thread that takes it out of its mailbox: there it wakes a task
+/// without a system call, and a commit wakes a thread once, however many wait.
+#[derive(Debug)]
+pub struct Answer {
+    to: oneshot::Sender<Result<Accepted, SubmitError>>,
+    what: Result<Accepted, SubmitError>,
+}
+
+impl Answer {
+    /// Hands it over; whoever asked may have gone.
+    pub fn deliver(self) {
+        tell(self.to, self.what);
+    }
+}
+
+impl Reply {
+    /// Answers, and wakes whoever waits.
+    pub fn send(self, what: Result<Accepted, SubmitError>) {
+        if let Some(through) = self.push(what) {
+            through.wake();
+        }
+    }
+
+    /// Answers; what is given back has to be woken.
+    fn push(self, what: Result<Accepted, SubmitError>) -> Option<Arc<Sender<Answer>>> {
+        let answer = Answer { to: self.to, what };
+        match &self.through {
+            Some(through) => through.push(answer),
+            None => answer.deliver(),
+        }
+        self.through
+    }
+}
+
 /// The other threads' end of the writer.
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: Sender<Write>,
+    /// How answers to submissions travel; straight, if not by a mailbox.
+    answers: Option<Arc<Sender<Answer>>>,
     /// Bytes of submissions sent and not yet answered.
     pending_bytes: Arc<AtomicUsize>,
     pending_bytes_max: usize,
@@ -243,8 +303,18 @@ impl Handle {
     pub fn new(sender: Sender<Write>, pending_bytes_max: usize) -> Self {
         Self {
             sender,
+            answers: None,
             pending_bytes: Arc::default(),
             pending_bytes_max,
+        }
+    }
+
+    /// The same for a thread that takes answers to submissions out of this mailbox.
+    #[must_use]
+    pub fn through(&self, answers: Sender<Answer>) -> Self {
+        Self {
+            answers: Some(Arc::new(answers)),
+            ..self.clone()
         }
     }
 
@@ -262,7 +332,9 @@ impl Handle {
                 limit: "intake_bytes_max",
             });
         }
-        let (reply, receiver) = oneshot::channel();
+        let (to, receiver) = oneshot::channel();
+        let through = self.answers.clone();
+        let reply = Reply { to, through };
         self.sender.send(Write::Submit { submission, reply });
         Ok(receiver)
     }
@@ -284,6 +356,31 @@ impl Handle {
         receiver
     }
 
+    /// Makes a token good for something, or for nothing.
+    pub fn token(
+        &self,
+        change: TokenChange,
+        entry: AuditEntry,
+    ) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.sender.send(Write::Token {
+            change,
+            entry,
+            reply,
+        });
+        receiver
+    }
+
+    /// Tells that a token was used.
+    pub fn used(&self, change: TokenChange) {
+        self.sender.send(Write::Used(change));
+    }
+
+    /// Tells what was done or refused.
+    pub fn note(&self, entry: AuditEntry) {
+        self.sender.send(Write::Note(entry));
+    }
+
     /// The last message.
     pub fn stop(&self) {
         self.sender.send(Write::Stop);
@@ -297,7 +394,7 @@ struct Waiting {
     reply: Reply,
 }
 
-type Reply = oneshot::Sender<Result<Accepted, SubmitError>>;
+type Told = oneshot::Sender<Result<(), StoreError>>;
 
 /// A submission within the present commit.
 #[derive(Debug)]
@@ -340,6 +437,8 @@ struct Open {
     totals: Option<Totals>,
     ids_through: JobId,
     purges: Vec<JobId>,
+    tokens: Vec<TokenChange>,
+    audit: Vec<AuditEntry>,
     sync: bool,
 }
 
@@ -386,7 +485,10 @@ pub struct Writer {
     waiting: VecDeque<Waiting>,
     facts: Vec<Fact>,
     facts_through: u64,
-    purges: Vec<(JobId, oneshot::Sender<Result<(), StoreError>>)>,
+    purges: Vec<(JobId, Told)>,
+    tokens: Vec<(TokenChange, AuditEntry, Told)>,
+    uses: Vec<TokenChange>,
+    notes: Notes,
 
     /// After a refused commit: when to try again, and how long to wait after that.
     retry_at: Option<Time>,
@@ -445,6 +547,9 @@ impl Writer {
             facts: Vec::new(),
             facts_through: 0,
             purges: Vec::new(),
+            tokens: Vec::new(),
+            uses: Vec::new(),
+            notes: Notes::new(parts.clock.now()),
             retry_at: None,
             retry_delay: RETRY_FIRST,
             untidy: 0,
@@ -460,7 +565,10 @@ impl Writer {
     /// Begins a turn: takes what came. True if there is something to commit.
     pub fn gather(&mut self) -> bool {
         let mut messages = Vec::new();
-        let news = self.inbox.drain(&mut messages, TURN_MESSAGES) > 0;
+        self.inbox.drain(&mut messages, TURN_MESSAGES);
+        // What can wait for the next commit is no reason to try one.
+        let can_wait = |message: &Write| matches!(message, Write::Note(_) | Write::Used(_));
+        let news = !messages.iter().all(can_wait);
         messages.drain(..).for_each(|message| self.sort(message));
         match self.flow {
             Flow::Serving => self.open = self.prepare(news),
@@ -504,6 +612,13 @@ impl Writer {
                 self.facts_through = through;
             }
             Write::Purge { job, reply } => self.purges.push((job, reply)),
+            Write::Token {
+                change,
+                entry,
+                reply,
+            } => self.tokens.push((change, entry, reply)),
+            Write::Used(change) => self.uses.push(change),
+            Write::Note(entry) => self.notes.add(entry, self.clock.now()),
             Write::Stop => self.stopping = true,
         }
     }
@@ -519,6 +634,8 @@ impl Writer {
             || self.retry_at.is_some()
             || !self.facts.is_empty()
             || !self.purges.is_empty()
+            || !self.tokens.is_empty()
+            || self.notes.due().is_some_and(|due| due <= stamp.engine)
             || totals.is_some();
         let again = news || !self.waiting.is_empty();
         let held_back = self.retry_at.is_some_and(|at| stamp.engine < at) && !again;
@@ -529,15 +646,31 @@ impl Writer {
         let ids_through = self.ids.promise(self.ids_wanted);
         let purges: Vec<JobId> = self.purges.iter().map(|(job, _)| *job).collect();
         let unsynced = mutation::is("commit not synced");
-        let sync = turn.sync || facts_sync || !purges.is_empty() || self.ids_wanted > 0;
+        let changes = !purges.is_empty() || !self.tokens.is_empty();
+        let sync = turn.sync || facts_sync || changes || self.ids_wanted > 0;
         Some(Open {
             stamp,
-            turn,
             totals,
             ids_through,
             purges,
+            tokens: self.token_changes(),
+            audit: self.audit(&stamp, &turn.batches),
+            turn,
             sync: sync && !unsynced,
         })
+    }
+
+    fn token_changes(&self) -> Vec<TokenChange> {
+        let changes = self.tokens.iter().map(|(change, ..)| change);
+        changes.chain(&self.uses).cloned().collect()
+    }
+
+    /// What this commit says of who did what.
+    fn audit(&self, stamp: &Stamp, batches: &[Batch]) -> Vec<AuditEntry> {
+        let mut all = self.notes.ready(stamp.engine, stamp.wall);
+        all.extend(self.tokens.iter().map(|(_, entry, _)| entry.clone()));
+        audit::of_batches(batches, stamp.wall, &mut all);
+        all
     }
 
     /// Commits what was gathered, and lets the consequences follow.
@@ -548,11 +681,15 @@ impl Writer {
             totals,
             ids_through,
             purges,
+            tokens,
+            audit,
             sync,
         }) = self.open.take()
         else {
             return;
         };
+        let under_way = Arc::clone(&self.counters.under_way);
+        let under_way = under_way.begin();
         let done = self.store.commit(&Commit {
             epoch: self.store.opening().epoch,
             batch: self.batch + 1,
@@ -562,9 +699,12 @@ impl Writer {
             submissions: &turn.batches,
             facts: &self.facts,
             purges: &purges,
+            tokens: &tokens,
+            audit: &audit,
             totals,
             sync,
         });
+        drop(under_way);
         match done {
             Ok(()) => {
                 self.batch += 1;
@@ -677,6 +817,7 @@ impl Writer {
             first,
             at: stamp.engine,
             by: submission.by,
+            from: submission.from,
             jobs,
             key,
         });
@@ -769,17 +910,31 @@ impl Writer {
         for (_, reply) in self.purges.drain(..) {
             tell(reply, Ok(()));
         }
+        for (_, _, reply) in self.tokens.drain(..) {
+            tell(reply, Ok(()));
+        }
+        self.uses.clear();
+        self.notes.written(stamp.engine);
+        let mut to_wake: Vec<Arc<Sender<Answer>>> = Vec::new();
         for pending in turn.pending {
             let accepted = |replayed| Accepted {
                 first: pending.first,
                 count: pending.count,
                 replayed,
             };
-            self.answer(pending.reply, pending.bytes, Ok(accepted(false)));
-            for (reply, bytes) in pending.repeats {
-                self.answer(reply, bytes, Ok(accepted(true)));
+            let first = (pending.reply, pending.bytes, false);
+            let repeats = pending.repeats.into_iter();
+            let repeats = repeats.map(|(reply, bytes)| (reply, bytes, true));
+            for (reply, bytes, replayed) in std::iter::once(first).chain(repeats) {
+                self.handle.answered(bytes);
+                if let Some(through) = reply.push(Ok(accepted(replayed)))
+                    && !to_wake.iter().any(|known| Arc::ptr_eq(known, &through))
+                {
+                    to_wake.push(through);
+                }
             }
         }
+        to_wake.iter().for_each(|through| through.wake());
     }
 
     /// Neighbours that are to be treated alike go as one run, from whichever submission they came.
@@ -889,9 +1044,8 @@ impl Writer {
             let refusal = Err(SubmitError::Refused(error.clone()));
             self.answer(next.reply, next.submission.bytes, refusal);
         }
-        for (_, reply) in self.purges.drain(..) {
-            tell(reply, Err(error.clone()));
-        }
+        self.uses.clear();
+        self.fail_changes(error);
     }
 
     /// Nobody knows what is on disk: whoever waits is told so, and the process must end.
@@ -919,7 +1073,14 @@ impl Writer {
             let refusal = Err(SubmitError::Refused(error.clone()));
             self.answer(reply, submission.bytes, refusal);
         }
-        for (_, reply) in self.purges.drain(..) {
+        self.uses.clear();
+        self.fail_changes(&error);
+    }
+
+    fn fail_changes(&mut self, error: &StoreError) {
+        let purges = self.purges.drain(..).map(|(_, reply)| reply);
+        let tokens = self.tokens.drain(..).map(|(_, _, reply)| reply);
+        for reply in purges.chain(tokens) {
             tell(reply, Err(error.clone()));
         }
     }
@@ -947,7 +1108,7 @@ impl Writer {
 
     fn answer(&self, reply: Reply, bytes: usize, answer: Result<Accepted, SubmitError>) {
         self.handle.answered(bytes);
-        tell(reply, answer);
+        reply.send(answer);
     }
 
     /// A step of housekeeping. True if there is more to do.
@@ -969,7 +1130,7 @@ impl Writer {
                     | StoreErrorKind::InUse => tracing::warn!(%error, "housekeeping has to wait"),
                     StoreErrorKind::Io
                     | StoreErrorKind::Corrupt
-                    | StoreErrorKind::TooNew
+                    | StoreErrorKind::OtherVersion
                     | StoreErrorKind::NoIndex => {
                         tracing::error!(%error, "housekeeping failed");
                         self.die(error);
@@ -987,7 +1148,8 @@ impl Writer {
             (self.totals() != self.totals_told).then(|| (self.totals_at + TOTALS_EVERY).since(now));
         // While the store refuses, counters that are due wait for the next try like all else.
         let retry = self.retry_at.map(|at| at.since(now));
-        let soonest = retry.or(totals);
+        let notes = self.notes.due().map(|due| due.since(now));
+        let soonest = retry.or(totals.into_iter().chain(notes).min());
         soonest.map_or(IDLE_LOOK, |span| {
             Duration::from_micros(span.micros()).min(IDLE_LOOK)
         })
@@ -1022,15 +1184,19 @@ impl Writer {
     /// What is here has been tried; unused ids are taken back, and the store is left tidy.
     pub fn close(mut self) {
         let tidy = if self.flow == Flow::Serving && self.batch > 0 {
+            let stamp = self.clock.stamp();
+            let (tokens, audit) = (self.token_changes(), self.audit(&stamp, &[]));
             self.store.commit(&Commit {
                 epoch: self.store.opening().epoch,
                 batch: self.batch + 1,
-                stamp: self.clock.stamp(),
+                stamp,
                 ids_through: self.ids.next(),
                 classes: &self.new_classes,
                 submissions: &[],
                 facts: &self.facts,
                 purges: &[],
+                tokens: &tokens,
+                audit: &audit,
                 totals: Some(Totals {
                     commits: self.counters.commits.value(),
                     ..self.totals()

@@ -10,17 +10,19 @@ use bytes::Bytes;
 use hostler_engine::effect::CancelAnswer;
 use hostler_engine::spec::{Class, ClassId};
 use hostler_engine::{Counts, QueueView, WallTime};
-use hostler_server::auth::Auth;
+use hostler_server::auth::{Auth, TokenChange};
 use hostler_server::clock::Clock;
 use hostler_server::config::Config;
 use hostler_server::dispatch::{self, Ask, Glance, JobStatus, WorkerStatus};
 use hostler_server::http::{self, Parts};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
+use hostler_server::net;
 use hostler_server::output::{self, AttemptOutput, Output, Page, Piece, Read};
 use hostler_server::store::reader::{self, Query};
 use hostler_server::store::seam::{
-    AttemptRecord, EndRecord, KeyRecord, ListPage, ListQuery, Lookup, Moment, Record, Submission,
+    AttemptRecord, AuditEntry, AuditPage, AuditQuery, EndRecord, KeyRecord, ListPage, ListQuery,
+    Lookup, Moment, Record, StoreError, Submission,
 };
 use hostler_server::store::writer::{self, Accepted, SubmitError, Write};
 use hostler_wire::frame::{OutputEnd, Stream};
@@ -41,6 +43,9 @@ pub(crate) struct Fake {
     pub(crate) purge_mark: u64,
     pub(crate) submissions: usize,
     pub(crate) keys: Vec<KeyRecord>,
+    pub(crate) tokens: Vec<TokenChange>,
+    pub(crate) audit: Vec<AuditEntry>,
+    pub(crate) refuse_tokens: Option<StoreError>,
     pub(crate) refuse: Option<SubmitError>,
     pub(crate) output: BTreeMap<(u64, u16), Printed>,
     pub(crate) next: u64,
@@ -62,6 +67,7 @@ pub(crate) struct World {
     pub(crate) token: String,
     pub(crate) worker_token: String,
     pub(crate) health: Arc<Health>,
+    pub(crate) auth: Arc<Auth>,
     http: Option<http::Handle>,
     _dir: tempfile::TempDir,
 }
@@ -75,7 +81,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new(dir.path().to_owned());
         change(&mut config);
-        let auth = Arc::new(Auth::open(&config).unwrap());
+        let auth = Arc::new(Auth::open(&config, &[]).unwrap());
         let text = |file| {
             std::fs::read_to_string(dir.path().join(file))
                 .unwrap()
@@ -94,13 +100,15 @@ impl World {
             reader: handles.1,
             dispatch: handles.2,
             output: handles.3,
-            auth,
+            net: handles.4,
+            auth: Arc::clone(&auth),
             counters: Arc::default(),
             health: Arc::clone(&health),
             clock: Clock::resume(None),
             config: Arc::new(config),
             cluster: [0xab; 16],
             epoch: Epoch::new(7),
+            tls: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = http::spawn(listener, parts, 1).unwrap();
@@ -110,6 +118,7 @@ impl World {
             token: text("admin.token"),
             worker_token: text("worker.token"),
             health,
+            auth,
             http: Some(http),
             _dir: dir,
         }
@@ -333,6 +342,8 @@ impl Client {
     fn more(&mut self) -> Option<()> {
         let mut buffer = [0; 65_536];
         match self.stream.read(&mut buffer) {
+            // A fuzzer's alarm.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Some(()),
             Ok(0) | Err(_) => None,
             Ok(n) => {
                 self.read.extend_from_slice(&buffer[..n]);
@@ -353,6 +364,7 @@ type Handles = (
     reader::Handle,
     dispatch::Handle,
     output::Handle,
+    net::Handle,
 );
 
 fn stand_in(fake: &Arc<Mutex<Fake>>, intake_bytes_max: usize) -> Handles {
@@ -365,11 +377,13 @@ fn stand_in(fake: &Arc<Mutex<Fake>>, intake_bytes_max: usize) -> Handles {
         let (messages, _message) = mailbox::<dispatch::Message>(&wake);
         let (asks, ask) = mailbox(&wake);
         let (outputs, output) = mailbox(&wake);
+        let (posts, _post) = mailbox(&wake);
         let handles = (
             writer::Handle::new(writes, intake_bytes_max),
             reader::Handle::new(queries),
             dispatch::Handle::new(messages, asks),
             output::Handle::new(outputs),
+            net::Handle::new(posts),
         );
         tell.send(handles).unwrap();
         let (mut w, mut q, mut a, mut o) = (vec![], vec![], vec![], vec![]);
@@ -397,11 +411,22 @@ fn stand_in(fake: &Arc<Mutex<Fake>>, intake_bytes_max: usize) -> Handles {
 impl Fake {
     fn on_write(&mut self, write: Write) {
         match write {
-            Write::Submit { submission, reply } => tell(reply, self.submit(submission)),
+            Write::Submit { submission, reply } => reply.send(self.submit(submission)),
             Write::Purge { job, reply } => {
                 self.records.get_mut(&job.raw()).unwrap().body = None;
                 tell(reply, Ok(()));
             }
+            Write::Token {
+                change,
+                entry,
+                reply,
+            } => {
+                self.tokens.push(change);
+                self.audit.push(entry);
+                tell(reply, self.refuse_tokens.clone().map_or(Ok(()), Err));
+            }
+            Write::Used(change) => self.tokens.push(change),
+            Write::Note(entry) => self.audit.push(entry),
             Write::Facts { .. } | Write::Stop => {}
         }
     }
@@ -497,8 +522,20 @@ impl Fake {
                 tell(reply, Ok(jobs.iter().filter_map(end).collect()));
             }
             Query::List { query, reply } => tell(reply, Ok(self.list(&query))),
+            Query::Audit { query, reply } => tell(reply, Ok(self.audit_page(&query))),
             Query::Bodies { .. } | Query::Stop => {}
         }
+    }
+
+    fn audit_page(&self, query: &AuditQuery) -> AuditPage {
+        let below = query.below.unwrap_or(u64::MAX);
+        let mut entries: Vec<_> = (1..).zip(self.audit.iter().cloned()).collect();
+        entries.retain(|(n, _)| *n < below);
+        entries.reverse();
+        let more = entries.len() > query.limit;
+        entries.truncate(query.limit);
+        let next = more.then(|| entries.last().unwrap().0);
+        AuditPage { entries, next }
     }
 
     fn list(&self, query: &ListQuery) -> ListPage {
@@ -513,10 +550,8 @@ impl Fake {
                         .is_some_and(|end| query.states.contains(&end.state))
             })
             .filter(|record| {
-                query
-                    .queue
-                    .as_deref()
-                    .is_none_or(|queue| queue == &*record.class.spec.queue)
+                let queue = &record.class.spec.queue;
+                query.queues.is_empty() || query.queues.iter().any(|one| **one == **queue)
             })
             .filter(|record| match query.after {
                 Some(after) if query.descending => record.id < after,
@@ -553,16 +588,19 @@ impl Fake {
             }
             Ask::List {
                 states,
+                queues,
                 after,
                 descending,
                 limit,
                 reply,
-                ..
             } => {
                 let mut all: Vec<_> = self
                     .live
                     .values()
                     .filter(|status| states.contains(&status.state))
+                    .filter(|status| {
+                        queues.is_empty() || queues.iter().any(|one| **one == *status.queue)
+                    })
                     .filter(|status| match after {
                         Some(after) if descending => status.id < after,
                         Some(after) => status.id > after,

@@ -186,7 +186,7 @@ impl Desk {
     /// The job's last attempt, or none if it had none, has ended it.
     pub(crate) fn ended(&self, worker: u32, job: u64, state: JobState) -> Fact {
         let fence = self.attempts.contains_key(&job).then(|| self.fence(job));
-        Fact::Ended(Box::new(Ended {
+        Fact::Ended(Ended {
             job: id(job),
             state,
             reason: if state == JobState::Failed {
@@ -199,7 +199,7 @@ impl Desk {
             started: fence.map(|_| self.now()),
             at: self.now(),
             detail: None,
-        }))
+        })
     }
 
     /// Stops it in good order.
@@ -255,6 +255,7 @@ pub(crate) fn submission(count: usize) -> Submission {
     };
     Submission {
         by: "tok_1".into(),
+        from: None,
         classes: vec![ClassSpec {
             queue: "video".into(),
             kind: Kind::Command,

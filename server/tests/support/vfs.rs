@@ -38,6 +38,8 @@ pub(crate) enum Trouble {
     Io,
     /// No space left; syncs go through.
     Full,
+    /// The file system takes no writes any more, and does not begin one; syncs go through.
+    ReadOnly,
 }
 
 /// The k-th operation fails, and those after it if it lasts.
@@ -427,10 +429,10 @@ unsafe extern "C" fn write(
     on(file, |state, name, _| {
         let trouble = state.ask(Op::Write);
         // A write that fails has often done half of its work.
-        let bytes = if trouble.is_some() {
-            &bytes[..amount / 2]
-        } else {
-            bytes
+        let bytes = match trouble {
+            None => bytes,
+            Some(Trouble::Io | Trouble::Full) => &bytes[..amount / 2],
+            Some(Trouble::ReadOnly) => return ffi::SQLITE_READONLY,
         };
         state.change(
             name,
@@ -443,6 +445,7 @@ unsafe extern "C" fn write(
             None => ffi::SQLITE_OK,
             Some(Trouble::Io) => ffi::SQLITE_IOERR_WRITE,
             Some(Trouble::Full) => ffi::SQLITE_FULL,
+            Some(Trouble::ReadOnly) => ffi::SQLITE_READONLY,
         }
     })
 }

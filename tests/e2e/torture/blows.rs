@@ -211,14 +211,16 @@ impl<'a> Blows<'a> {
             3 => relay.delay(Duration::from_millis(*self.random.pick(&[0, 5, 50, 200]))),
             _ => {
                 let way = *self.random.pick(&[Way::Up, Way::Down]);
-                let damage = match self.random.below(4) {
-                    0 => Damage::FlipLength,
-                    1 => Damage::FlipKind,
-                    2 => Damage::CutInFrame,
-                    _ => {
-                        let n = 8 + self.random.index(500);
-                        Damage::Insert(garbage(&mut self.random, n))
+                // Half of it in the header and the first numbers after it.
+                let at = self.random.weighted(&[(1, 24), (1, 4_096)]);
+                let at = self.random.index(at);
+                let damage = match self.random.below(6) {
+                    0 => Damage::CutInFrame,
+                    1 => {
+                        let n = 1 + self.random.index(500);
+                        Damage::Insert(at, self.random.bytes(n))
                     }
+                    _ => Damage::Flip(at, 1 << self.random.below(8)),
                 };
                 relay.damage(role, way, damage);
             }
@@ -344,13 +346,6 @@ fn count_files(dir: &std::path::Path) -> usize {
 
 fn worker_name(n: usize) -> String {
     format!("w-{}", n + 1)
-}
-
-/// Random bytes that no decoder can wait on: the first four are no length of a frame.
-fn garbage(random: &mut Random, n: usize) -> Vec<u8> {
-    let mut bytes = random.bytes(n);
-    bytes[3] |= 0x80;
-    bytes
 }
 
 impl Tally {

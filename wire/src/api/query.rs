@@ -85,6 +85,61 @@ pub struct Stats {
     /// Since the server's start.
     #[serde(default)]
     pub since_start: Done,
+    /// The database.
+    #[serde(default)]
+    pub store: StoreStats,
+    /// The worker port.
+    #[serde(default)]
+    pub net: NetStats,
+    /// What jobs print.
+    #[serde(default)]
+    pub output: OutputStats,
+}
+
+/// The database: `GET /stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreStats {
+    /// Jobs that have not ended.
+    pub live: u64,
+    /// Commits made since the start.
+    pub commits: u64,
+    /// Commits refused since the start: no space, or no writes allowed.
+    pub refused: u64,
+    /// Bytes in its log, as of the last step of housekeeping; grows while somebody holds an old snapshot.
+    pub log_bytes: u64,
+}
+
+/// The worker port: `GET /stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetStats {
+    /// Open connections, of any kind.
+    pub connections: u64,
+    /// Connections accepted since the start.
+    pub accepted: u64,
+    /// Of these, told to go, for any reason.
+    pub refused: u64,
+    /// Of these, for a wrong token.
+    pub unauthorised: u64,
+    /// Workers cut off because they did not read.
+    pub cut_off: u64,
+    /// Bytes of output that wait for the disk.
+    pub pending_output_bytes: u64,
+}
+
+/// Job output: `GET /stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputStats {
+    /// Bytes on disk.
+    pub stored_bytes: u64,
+    /// Bytes written since the start.
+    pub appended_bytes: u64,
+    /// Times that output found no place since the start.
+    pub failures: u64,
+    /// Segments deleted for age or size since the start.
+    pub retired_segments: u64,
 }
 
 /// What a server has done since its start.

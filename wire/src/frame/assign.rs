@@ -202,6 +202,7 @@ impl Work {
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(self.encoded_bytes());
         self.write(&mut Writer::new(&mut out));
+        debug_assert_eq!(out.len(), self.encoded_bytes());
         out.freeze()
     }
 
@@ -214,17 +215,24 @@ impl Work {
         Ok(work)
     }
 
+    /// To the byte: what is sent for it becomes the body without another allocation.
     fn encoded_bytes(&self) -> usize {
+        let times = [self.timeout_ms, self.grace_ms, self.stall_ms];
         let task = match &self.task {
             Task::Command(command) => {
-                let variables = command.env.len();
-                command.content_bytes() + 4 * command.argv.len() + 8 * variables + 16
+                let optional = [command.cwd.is_some(), command.stdin.is_some()];
+                let optional = optional.into_iter().filter(|is_there| *is_there).count();
+                let lengths = 4 * command.argv.len() + 8 * command.env.len() + 4 * optional;
+                command.content_bytes() + lengths + 8
             }
             Task::Handler(handler) => handler.name.len() + handler.payload.len() + 6,
         };
-        Self::BYTES_MIN + 24 + task
+        HEAD_BYTES + 8 * times.into_iter().flatten().count() + task
     }
 }
+
+/// Layout, task, flags, `on_partition`, logs.
+const HEAD_BYTES: usize = 4 + Logs::BYTES_MIN;
 
 /// First byte of a body. Bodies lie in databases, so a later layout gets another number and this one stays readable.
 const LAYOUT: u8 = 1;

@@ -136,6 +136,8 @@ pub enum RefuseCode {
     Stopping = 6,
     /// The output pipe names a session that is gone.
     NoSession = 7,
+    /// What was said was changed on its way.
+    Damaged = 8,
 }
 
 /// Another server is active.
@@ -349,6 +351,7 @@ coded!(RefuseCode, "refusal code" {
     Busy = 5,
     Stopping = 6,
     NoSession = 7,
+    Damaged = 8,
 });
 
 impl Wire for NotLeader {

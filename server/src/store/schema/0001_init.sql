@@ -1,4 +1,4 @@
--- Hostler's database, version 1. Append-only where it is hot: a job that succeeds at its first try writes one row of
+-- Hostler's database, version 2. Append-only where it is hot: a job that succeeds at its first try writes one row of
 -- `jobs`, one of `ends`, and its share of one row of `assigned`.
 --
 -- Times: *_ms are wall-clock milliseconds since 1970 (UTC), *_us are microseconds of the engine's own clock.
