@@ -127,6 +127,8 @@ impl World {
                             return false;
                         }
                     }
+                    // The last words of a process that died in the midst of it.
+                    Ok(Err(_)) if *of != epoch => follower.asked = None,
                     Ok(Err(error)) => panic!("output of {:?}: {error:?}", follower.job),
                     Err(oneshot::error::TryRecvError::Empty) if *of == epoch => return true,
                     Err(_) => {

@@ -99,8 +99,8 @@ pub(crate) struct Machine {
     last_epoch: u32,
     /// In which history what it holds was given out.
     births: BTreeMap<Fence, u32>,
-    /// What each report of this instance was about, from number 1.
-    pub(crate) reports: Vec<Fence>,
+    /// What each report of this instance was about, from number 1, and in which history that was given out.
+    pub(crate) reports: Vec<(Fence, u32)>,
     /// It was stopped in mid-run at some time: what it did not do then is not its session's fault.
     pub(crate) was_frozen: bool,
     effects: session::Effects,
@@ -570,13 +570,15 @@ impl Machine {
         if let Frame::Reports(batch) = &frame {
             let mut oracle = around.oracle();
             for (number, report) in (batch.first..).zip(&batch.reports) {
-                oracle.reports(report, self.instance, self.birth(report.fence));
+                // Of another history it is made in nobody's name.
+                let is_nobodys = report.fence.epoch.raw() == 0;
+                if !is_nobodys {
+                    oracle.reports(report, self.instance, self.birth(report.fence));
+                }
                 let place = usize::try_from(number - 1).expect("few");
                 if let Some(known) = self.reports.get(place) {
-                    // Of another history it is made in nobody's name.
-                    let is_nobodys = report.fence.epoch.raw() == 0;
                     assert!(
-                        *known == report.fence || is_nobodys,
+                        known.0 == report.fence || is_nobodys,
                         "a report keeps its number"
                     );
                 } else {
@@ -585,7 +587,8 @@ impl Machine {
                         self.reports.len(),
                         "reports are numbered without gaps"
                     );
-                    self.reports.push(report.fence);
+                    let birth = self.birth(report.fence);
+                    self.reports.push((report.fence, birth));
                 }
             }
         } else if let Frame::Started(started) = &frame {

@@ -203,9 +203,12 @@ impl Oracle {
             .values()
             .filter_map(|job| job.current.map(|current| (current.fence, current.history)))
             .collect();
-        let last_epoch = last_commit.0;
-        self.truths
-            .retain(|fence, _| current.contains_key(fence) || fence.epoch < last_epoch);
+        // Attempts are counted upwards, so up to that number they were given out before.
+        let was_out = |fence: &Fence| {
+            let job = jobs.get(&fence.job);
+            job.is_some_and(|job| job.attempt >= fence.attempt.raw())
+        };
+        self.truths.retain(|fence, _| was_out(fence));
         for (fence, history) in &current {
             // Its end may have been acknowledged, and is forgotten everywhere.
             let truth = self.truths.entry(*fence).or_default();
@@ -213,11 +216,7 @@ impl Oracle {
             truth.report = None;
             truth.excused = true;
         }
-        self.prints.restore(|fence| {
-            jobs.get(&fence.job)
-                .is_some_and(|job| job.attempt >= fence.attempt.raw())
-                && (current.contains_key(&fence) || fence.epoch < last_epoch)
-        });
+        self.prints.restore(was_out);
         (self.jobs, self.taken, self.made) = (jobs, taken, made);
         (self.highest, self.live) = (highest, live);
         (self.asked_to_stop, self.workers) = (asked_to_stop, workers);
@@ -668,10 +667,13 @@ impl Oracle {
     }
 
     /// A report is about to be acknowledged.
-    pub(crate) fn ack_leaves(&self, fence: Fence) {
-        let is_current = self.jobs.get(&fence.job).is_some_and(|job| {
-            job.end.is_none() && job.current.is_some_and(|current| current.fence == fence)
-        });
+    pub(crate) fn ack_leaves(&self, fence: Fence, history: u32) {
+        let is_it =
+            |current: Current| current.fence == fence && current.history == history;
+        let is_current = self
+            .jobs
+            .get(&fence.job)
+            .is_some_and(|job| job.end.is_none() && job.current.is_some_and(is_it));
         assert!(
             !is_current,
             "the report of {fence:?} is acknowledged and its end is not on disk (P4)"

@@ -98,11 +98,11 @@ impl Prints {
     }
 
     /// A backup came back: of what is still known an end may be missing, the rest is of another history.
-    pub(crate) fn restore(&mut self, is_known: impl Fn(Fence) -> bool) {
+    pub(crate) fn restore(&mut self, is_known: impl Fn(&Fence) -> bool) {
         self.of.retain(|fence, printed| {
             printed.forgotten = true;
             printed.acked = [0; 2];
-            is_known(*fence)
+            is_known(fence)
         });
     }
 

@@ -74,9 +74,9 @@ impl World {
         self.trace.say(self.now, || "server has stopped".into());
         let committed = self.oracle().facts;
         if let Some(server) = &mut self.server {
-            assert_eq!(
-                server.facts_passed,
-                committed - server.facts_before,
+            // On a full disk nothing more can be done; workers keep their reports.
+            assert!(
+                self.disk_full || server.facts_passed == committed - server.facts_before,
                 "a server that stopped in order left facts behind that were not committed"
             );
             if server.storing {

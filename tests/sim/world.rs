@@ -782,8 +782,8 @@ impl World {
                     return;
                 }
                 let through = usize::try_from(through).expect("few");
-                for fence in machine.reports.iter().take(through) {
-                    oracle.ack_leaves(*fence);
+                for (fence, history) in machine.reports.iter().take(through) {
+                    oracle.ack_leaves(*fence, *history);
                 }
             }
         });
