@@ -4,7 +4,7 @@
 //! A killed server leaves what it had written, synced or not. What a failed sync was to make durable never is, however
 //! often it is tried again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,8 +124,7 @@ impl ModelFiles {
         }
         state.synced_names.clone_from(&names);
         state.names = names;
-        let State { names, inodes, .. } = state;
-        inodes.retain(|number, _| names.values().any(|inode| inode == number));
+        state.forget_nameless();
     }
 }
 
@@ -199,6 +198,14 @@ impl State {
         Ok(())
     }
 
+    /// A file has one name.
+    fn forget_nameless(&mut self) {
+        if self.inodes.len() > self.names.len() {
+            let named: BTreeSet<u64> = self.names.values().copied().collect();
+            self.inodes.retain(|number, _| named.contains(number));
+        }
+    }
+
     fn inode(&mut self, number: u64) -> &mut Inode {
         self.inodes.get_mut(&number).expect("it is open")
     }
@@ -260,8 +267,7 @@ impl Files for ModelFiles {
         let state = &mut *self.state();
         state.operate()?;
         state.synced_names.clone_from(&state.names);
-        let State { names, inodes, .. } = state;
-        inodes.retain(|number, _| names.values().any(|inode| inode == number));
+        state.forget_nameless();
         Ok(())
     }
 
