@@ -344,6 +344,7 @@ impl Segments {
             self.logs.retain(|_, log| log.touched == number); // repeats of what is long stored
             self.attempts = self.logs.len();
         }
+        self.delete_dead();
         Ok(())
     }
 
@@ -377,6 +378,10 @@ impl Segments {
         self.logs.clear();
         self.purged.clear();
         self.attempts = 0;
+        // What the active segment made of them is counted again.
+        for sealed in &mut self.sealed {
+            sealed.live_bytes = sealed.live_bytes_before;
+        }
         let number = self.active.number;
         let mut segment = Segment::open(&*self.options.files, &self.options.dir, number)?
             .ok_or_else(|| io::Error::other("the segment's header is not valid"))?;
@@ -663,15 +668,12 @@ impl Segments {
                 self.bury_bytes(segment, log.disk_bytes(segment));
             }
         }
-        self.delete_dead();
     }
 
+    /// Counts them as dead. What holds nothing else goes after the next commit: until then what takes its place is not stored.
     fn bury(&mut self, dropped: &[Extent]) {
         for extent in dropped {
             self.bury_bytes(extent.segment, u64::from(extent.disk_bytes));
-        }
-        if !dropped.is_empty() {
-            self.delete_dead();
         }
     }
 
@@ -755,6 +757,9 @@ impl Segments {
         )?;
         self.sealed_top = self.sealed_top.max(sealed.top());
         self.sealed.push(sealed);
+        for sealed in &mut self.sealed {
+            sealed.live_bytes_before = sealed.live_bytes;
+        }
         self.active = fresh;
         self.purged.clear();
         self.attempts = 0;
@@ -1101,6 +1106,37 @@ mod tests {
         segments.commit(1).unwrap();
         for segments in [segments, open(dir.path())] {
             assert!(text(&segments, 1).unwrap().len() <= 16_000);
+        }
+    }
+
+    #[test]
+    fn however_often_writes_fail_a_segment_of_which_others_need_something_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        let logs = Logs {
+            mode: LogsMode::Keep,
+            limit_bytes: LIMIT_BYTES_MIN,
+            overflow: Overflow::Drop,
+        };
+        let fence = fence(1);
+        segments.start(&OutputStart { fence, logs });
+        for part in 0..4 {
+            segments.append(&chunk(1, part * 1_000, &[7; 1_000]));
+        }
+        segments.append(&chunk(2, 0, b"needed"));
+        segments.commit(1).unwrap();
+        segments.roll(1).unwrap();
+        // The first one's tail of that segment is not wanted any more, and never was, each time it is read anew.
+        segments.append(&chunk(1, 4_000, &[7; 10_000]));
+        segments.commit(1).unwrap();
+        for part in 0..10 {
+            segments.append(&chunk(1, 14_000 + part, &[7]));
+            segments.fail_next_write();
+            assert!(segments.commit(1).is_err());
+            segments.commit(1).unwrap();
+        }
+        for segments in [segments, open(dir.path())] {
+            assert_eq!(text(&segments, 2).unwrap(), b"needed");
         }
     }
 
