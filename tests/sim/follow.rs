@@ -132,6 +132,11 @@ impl World {
                     }
                     // The last words of a process that died in the midst of it.
                     Ok(Err(_)) if *of != epoch => follower.asked = None,
+                    // What a failed write left could not be cut off yet: it is an error until then, never a wrong byte.
+                    Ok(Err(ReadError::Io(_))) if !self.peace => {
+                        follower.asked = None;
+                        follower.again_at = now + S;
+                    }
                     Ok(Err(error)) => panic!("output of {:?}: {error:?}", follower.job),
                     Err(oneshot::error::TryRecvError::Empty) if *of == epoch => return true,
                     Err(_) => {

@@ -668,8 +668,7 @@ impl Oracle {
 
     /// A report is about to be acknowledged.
     pub(crate) fn ack_leaves(&self, fence: Fence, history: u32) {
-        let is_it =
-            |current: Current| current.fence == fence && current.history == history;
+        let is_it = |current: Current| current.fence == fence && current.history == history;
         let is_current = self
             .jobs
             .get(&fence.job)

@@ -478,10 +478,8 @@ impl Server {
                         out.push(Said::Close(conn));
                     }
                 }
-                Post::PipeTaken { .. }
-                | Post::TokensChanged
-                | Post::StopAccepting
-                | Post::Stop => {}
+                Post::PipeTaken { .. } | Post::TokensChanged | Post::StopAccepting | Post::Stop => {
+                }
             }
         }
         self.spare = posts;

@@ -18,11 +18,11 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use hostler_wire::{Epoch, Fence, mutation};
 use hostler_wire::frame::{
     Chunk, Frame, Logs, OutputAck, OutputEnd, OutputStart, Overflow, Stream,
 };
 use hostler_wire::limits::CHUNK_BYTES_MAX;
+use hostler_wire::{Epoch, Fence, mutation};
 
 use crate::clock::Time;
 use crate::pace::Pace;

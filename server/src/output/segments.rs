@@ -290,6 +290,7 @@ impl Segments {
         {
             // In a sealed segment it is dead from now on; in the active one it will not be in the index.
             self.bury(&over.drop_all());
+            self.delete_dead();
             self.with_log(key, |log, _| drop(log.drop_all()));
         }
     }
