@@ -204,7 +204,7 @@ impl Outlet {
     }
 
     /// Reads pipes. Gives the processes that go on writing, or end.
-    pub(crate) fn read_pipes(&mut self, around: &mut Around<'_>) -> Vec<(Fence, u64, bool)> {
+    pub(crate) fn read_pipes(&mut self, around: &Around<'_>) -> Vec<(Fence, u64, bool)> {
         let fences: Vec<Fence> = self.printing.keys().copied().collect();
         let mut go_on = Vec::new();
         self.reads_on = false;
@@ -390,34 +390,31 @@ impl Outlet {
                 Ok(None) => return,
                 Err(_) => return self.lost(around),
             };
-            match frame {
-                Frame::Challenge(challenge) => {
-                    let login = login.expect("it was made for that");
-                    let mut login = Login {
-                        session: self.target,
-                        ..login.clone()
-                    };
-                    let handshake = line.handshake.take().expect("it waits for that");
-                    let proven = handshake.login(&challenge, &mut login);
-                    proven.expect("the server is ours");
-                    Frame::Login(Box::new(login)).encode(&mut line.out);
+            if let Frame::Challenge(challenge) = frame {
+                let login = login.expect("it was made for that");
+                let mut login = Login {
+                    session: self.target,
+                    ..login.clone()
+                };
+                let handshake = line.handshake.take().expect("it waits for that");
+                let proven = handshake.login(&challenge, &mut login);
+                proven.expect("the server is ours");
+                Frame::Login(Box::new(login)).encode(&mut line.out);
+            } else if let Frame::Welcome(_) = frame {
+                line.ready = true;
+                self.pause = PAUSE_MIN;
+                self.spool.rewind();
+                around.oracle().prints.rewound(&self.owed());
+            } else if let Frame::OutputAck(ack) = frame {
+                if let Some(history) = self.births.get(&ack.fence) {
+                    around.oracle().prints.acked(&ack, *history);
                 }
-                Frame::Welcome(_) => {
-                    line.ready = true;
-                    self.pause = PAUSE_MIN;
-                    self.spool.rewind();
-                    around.oracle().prints.rewound(&self.owed());
+                self.spool.acked(&ack);
+                if ack.ended {
+                    self.unsettled.remove(&ack.fence);
                 }
-                Frame::OutputAck(ack) => {
-                    if let Some(history) = self.births.get(&ack.fence) {
-                        around.oracle().prints.acked(&ack, *history);
-                    }
-                    self.spool.acked(&ack);
-                    if ack.ended {
-                        self.unsettled.remove(&ack.fence);
-                    }
-                }
-                _ => return self.lost(around),
+            } else {
+                return self.lost(around);
             }
         }
     }
