@@ -23,7 +23,7 @@ const LINE_CHARS_MAX: usize = 120;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("engine", &["hostler-wire"]),
-    ("tls", &[]),
+    ("wire/tls", &[]),
     ("server", &["hostler-wire", "hostler-engine", "hostler-tls"]),
     ("worker", &["hostler-wire", "hostler-tls"]),
     (
@@ -540,6 +540,54 @@ fn states_and_reasons_are_named_for_http_users() {
     expect_none("names used for two things", &twice);
 }
 
+/// What a document names as a test: a sentence of five words and more, or its beginning and an ellipsis.
+fn named_tests(text: &str) -> Vec<(&str, bool)> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let words = quoted.flat_map(|quoted| quoted.split_whitespace());
+    let named = words.filter_map(|word| {
+        let name = word.rsplit("::").next()?.trim_matches(['\'', '"', ',']);
+        let (name, is_whole) = match name.strip_suffix('…') {
+            Some(beginning) => (beginning, false),
+            None => (name, true),
+        };
+        let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let words = name.matches('_').count() + usize::from(is_whole);
+        let is_test = name.chars().all(letter) && words >= if is_whole { 5 } else { 1 };
+        // Settings and metrics of as many words.
+        (is_test && !name.starts_with("hostler_")).then_some((name, is_whole))
+    });
+    named.collect()
+}
+
+#[test]
+fn tests_that_documents_name_are_there() {
+    let mut known = BTreeSet::new();
+    for source in sources(".rs") {
+        for (_, code) in source.code() {
+            let name = code.trim_start().strip_prefix("fn ");
+            let name = name.and_then(|rest| rest.split(['(', '<']).next());
+            known.extend(name.map(str::to_owned));
+        }
+    }
+    let mut breaches = Vec::new();
+    for document in ["docs/security.md", "docs/reliability.md"] {
+        let text = read(document);
+        let named = named_tests(&text);
+        assert!(named.len() > 50, "{document}: {named:?}");
+        for (name, is_whole) in named {
+            let there = if is_whole {
+                known.contains(name)
+            } else {
+                known.iter().any(|known| known.starts_with(name))
+            };
+            if !there {
+                breaches.push(format!("{document}: {name}"));
+            }
+        }
+    }
+    expect_none("a document names a test that is not there", &breaches);
+}
+
 #[test]
 fn sources_say_nothing_of_the_machine_they_were_written_on() {
     // Put together, so that this file does not contain them.
@@ -593,6 +641,12 @@ fn snake_case(name: &str) -> String {
 
 #[test]
 fn the_rules_can_see_a_breach() {
+    let named =
+        named_tests("| x | `role_missing` | E `e2e a::one_two_three_four_five`, `a_begin_…` |");
+    assert_eq!(
+        named,
+        [("one_two_three_four_five", true), ("a_begin_", false)]
+    );
     assert!(has_word("use crate::http::route;", "crate::http"));
     assert!(!has_word("use crate::https;", "crate::http"));
     let source = Source {

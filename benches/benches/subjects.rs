@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use hostler_engine::Time;
 use hostler_engine::fact::{Assigned, Ended, Fact, Started};
 use hostler_engine::lanes::Lanes;
+use hostler_engine::spec::ClassId;
 use hostler_server::Config;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{Assign, Assignment, Frame, Report, Reports};
@@ -146,6 +147,7 @@ fn fold(jobs: u64) {
         facts.extend(fences().map(|fence| {
             Fact::Ended(Ended {
                 job: fence.job,
+                class: ClassId::new(1),
                 state: JobState::Succeeded,
                 reason: Reason::None,
                 fence: Some(fence),

@@ -71,6 +71,19 @@ pub struct Checked {
     examples: Vec<String>,
 }
 
+impl Checked {
+    /// Both systems' jobs.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.jobs += other.jobs;
+        self.lost += other.lost;
+        self.twice += other.twice;
+        self.wrong += other.wrong;
+        self.examples.extend(other.examples);
+        self
+    }
+}
+
 impl Book {
     /// These ids were accepted: so many from the first on.
     pub fn add(&mut self, first: u64, count: u64, expect: Expect) {

@@ -66,7 +66,7 @@ pub fn measure(source: &Source, plan: &Plan, tell: Tell<'_>) -> Result<Report> {
         flood
             .values
             .push(starts::measure(&traced, plan.jobs, &mut starts)?);
-        traced.checked()?;
+        let checked = traced.checked()?;
         drop(traced);
         next_step();
 
@@ -97,7 +97,7 @@ pub fn measure(source: &Source, plan: &Plan, tell: Tell<'_>) -> Result<Report> {
                 figure.references.push(before);
             }
         }
-        last = Some((environment, system.checked()?));
+        last = Some((environment, checked.and(system.checked()?)));
     }
     let (environment, checked) = last.context("there is one run at least")?;
     let mut figures = starts;

@@ -155,6 +155,7 @@ pub(crate) struct ServerFile {
     pub(crate) http_threads: Option<u8>,
     pub(crate) allowed_hosts: Option<Vec<String>>,
     pub(crate) allow: Option<Vec<String>>,
+    pub(crate) queue_jobs_max: Option<u64>,
     pub(crate) token_requests_per_second: Option<u32>,
     pub(crate) token_jobs_per_second: Option<u32>,
     pub(crate) log_level: Option<String>,

@@ -17,6 +17,7 @@ use crate::event::Report;
 use crate::fact::{Again, Charge, Ended, Fact, Started};
 use crate::job::{Flag, Phase, Wait};
 use crate::retry::{Spent, Verdict, judge};
+use crate::spec::ClassId;
 use crate::time::{Span, Time, When};
 use crate::timers::Alarm;
 use crate::worker::{Cancel, Held};
@@ -519,6 +520,7 @@ impl Engine {
         }
         let ended = Ended {
             job: id,
+            class: self.class_of(id),
             state,
             reason,
             fence: None,
@@ -542,6 +544,7 @@ impl Engine {
     ) {
         let ended = Ended {
             job: id,
+            class: self.class_of(id),
             state,
             reason,
             fence: Some(closed.fence),
@@ -557,6 +560,10 @@ impl Engine {
             fence: closed.fence,
         };
         self.after(fact, settled, out);
+    }
+
+    fn class_of(&mut self, id: JobId) -> ClassId {
+        self.queues.class(self.jobs.live(id).class).class.id
     }
 
     /// One terminal fact; after its commit the job is forgotten.

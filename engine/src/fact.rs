@@ -5,6 +5,7 @@
 
 use hostler_wire::{Attempt, Detail, Fence, JobId, JobState, Reason, WorkerId};
 
+use crate::spec::ClassId;
 use crate::time::{Time, When};
 
 /// Something that happened and must not be forgotten.
@@ -99,6 +100,8 @@ pub enum Charge {
 pub struct Ended {
     /// The job.
     pub job: JobId,
+    /// Its class.
+    pub class: ClassId,
     /// Its state for ever.
     pub state: JobState,
     /// Why.

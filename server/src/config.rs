@@ -80,6 +80,8 @@ pub struct Limits {
     pub wait_max: Duration,
     /// Jobs that have not ended; above: 429.
     pub live_jobs_max: u64,
+    /// Of these, in one queue; above: 429. None: as many as in all.
+    pub queue_jobs_max: Option<u64>,
     /// Bytes of bodies kept in memory ahead of dispatch; above: they stay on disk until wanted.
     pub resident_bytes_max: usize,
     /// Connections on the worker port.
@@ -123,6 +125,7 @@ impl Default for Limits {
             http_idle_timeout: Duration::from_secs(60),
             wait_max: Duration::from_secs(300),
             live_jobs_max: 50_000_000,
+            queue_jobs_max: None,
             resident_bytes_max: 64 << 20,
             worker_connections_max: 16_384,
             worker_connections_per_address_max: 8_192,

@@ -18,6 +18,8 @@ mod guard;
 mod intake;
 mod jobs;
 mod logs;
+#[cfg(test)]
+mod openapi;
 mod ops;
 mod params;
 mod problem;

@@ -34,6 +34,7 @@ use crate::mailbox::{Receiver, Sender, Wake, mailbox};
 use crate::metrics::{Commits, Health};
 use crate::net::{Post, Visit};
 use crate::output::Answer;
+use crate::store::depth::LiveJobs;
 use crate::store::seam::{AuditEntry, Opening, Store, StoreError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::writer::Notice;
@@ -418,22 +419,22 @@ fn start_threads(
 }
 
 /// Tells dispatch what the store remembers, and lets workers in once the history is told; the scan of the untouched jobs
-/// goes on behind them. Answers with the number of unfinished jobs.
+/// goes on behind them. Answers with the numbers of unfinished jobs.
 pub fn recover(
     store: &mut dyn Store,
     dispatch: &dispatch::Handle,
     open_port: &mut dyn FnMut(),
-) -> Result<u64, StoreError> {
+) -> Result<LiveJobs, StoreError> {
     let mut is_open = false;
-    let mut live = 0;
+    let mut live = LiveJobs::default();
     let mut batch = Vec::with_capacity(RESTORE_BATCH);
     store.load(&mut |part| {
         let is_scan = matches!(part, Restore::Run(_));
-        live += match &part {
-            Restore::Job(_) => 1,
-            Restore::Run(run) => u64::from(run.count),
-            Restore::Worker { .. } | Restore::Workers { .. } => 0,
-        };
+        match &part {
+            Restore::Job(job) => live.add(job.class.id, 1),
+            Restore::Run(run) => live.add(run.class.id, u64::from(run.count)),
+            Restore::Worker { .. } | Restore::Workers { .. } => {}
+        }
         if batch.len() >= RESTORE_BATCH || (is_scan && !is_open) {
             dispatch.tell(Message::Restored(std::mem::take(&mut batch)));
         }

@@ -2,6 +2,7 @@
 //!
 //! The only place that knows SQL. Not here: what a fact means (`engine`), what an answer looks like (`http`).
 
+pub mod depth;
 pub mod memory;
 pub mod reader;
 pub mod seam;

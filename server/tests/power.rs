@@ -134,7 +134,11 @@ impl Life {
                 assert_ends(desk);
                 None
             }
-            Err(error @ (SubmitError::KeyReused(_) | SubmitError::Busy { .. })) => {
+            Err(
+                error @ (SubmitError::KeyReused(_)
+                | SubmitError::Busy { .. }
+                | SubmitError::QueueFull { .. }),
+            ) => {
                 panic!("{error:?}")
             }
             Err(SubmitError::Stopping) => None,

@@ -18,6 +18,7 @@ use hostler_server::clock::{Clock, Readings, Stamp};
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
+use hostler_server::store::depth::LiveJobs;
 use hostler_server::store::memory::{Disk, Fault, MemoryStore};
 use hostler_server::store::reader;
 use hostler_server::store::seam::{
@@ -288,6 +289,7 @@ impl Trial {
     fn ended(&self, job: u64, attempt: u16, state: JobState, reason: Reason) -> Fact {
         Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state,
             reason,
             fence: (attempt > 0).then(|| self.fence(job, attempt)),
@@ -1077,6 +1079,7 @@ impl World<'_> {
         };
         self.facts.push(Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state,
             reason: Reason::None,
             fence: model.running.map(|running| running.fence),
@@ -1324,7 +1327,7 @@ impl Desk {
             health: Arc::clone(&desk.health),
             counters: Arc::clone(&desk.counters),
             clock,
-            live: 0,
+            live: LiveJobs::default(),
             durability: Durability::Fsync,
             limits,
         };
@@ -1346,6 +1349,7 @@ impl Desk {
     fn ended(&self, job: u64) -> Fact {
         Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state: JobState::Cancelled,
             reason: Reason::CancelledByUser,
             fence: None,
@@ -1510,7 +1514,7 @@ fn in_given_time(disk: &Disk, readings: &'static Readings) -> (Writer, writer::H
         fatal: Box::new(|_| ()),
         health: Arc::default(),
         counters: Arc::default(),
-        live: 0,
+        live: LiveJobs::default(),
         durability: Durability::Fsync,
         limits: Limits::default(),
     });
@@ -1688,6 +1692,51 @@ fn limits_are_met_exactly() {
     ));
     desk.disk.release();
     assert!(first.blocking_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_queues_limit_is_exact_however_many_submit_at_once_and_ends_make_room() {
+    let limits = Limits {
+        queue_jobs_max: Some(100),
+        ..Limits::default()
+    };
+    let desk = Desk::with(&Disk::new(7), limits);
+    let to = |queue: &str, count: usize| {
+        let mut submission = submission(count);
+        for class in &mut submission.classes {
+            class.queue = queue.into();
+        }
+        submission
+    };
+    let (accepted, full) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(|| {
+                let answers: Vec<_> = (0..40).map(|_| desk.handle.submit(to("a", 1))).collect();
+                for answer in answers {
+                    match answer.unwrap().blocking_recv().unwrap() {
+                        Ok(_) => accepted.fetch_add(1, Ordering::Relaxed),
+                        Err(SubmitError::QueueFull { queue, max: 100 }) if &*queue == "a" => {
+                            full.fetch_add(1, Ordering::Relaxed)
+                        }
+                        Err(other) => panic!("{other:?}"),
+                    };
+                }
+            });
+        }
+    });
+    let counts = [accepted, full].map(AtomicUsize::into_inner);
+    assert_eq!(counts, [100, 220]);
+    // Another queue has its own; a batch is taken whole or not at all.
+    let ask = |queue: &str, count| desk.submit(to(queue, count)).blocking_recv().unwrap();
+    assert!(matches!(ask("b", 101), Err(SubmitError::QueueFull { .. })));
+    assert!(ask("b", 100).is_ok());
+    // Each end makes room for one.
+    desk.handle.facts(vec![desk.ended(1), desk.ended(2)], 1);
+    while !matches!(desk.notices.recv(), Ok(Notice::Committed { through: 1 })) {}
+    assert!(matches!(ask("a", 3), Err(SubmitError::QueueFull { .. })));
+    assert!(ask("a", 2).is_ok());
+    assert!(matches!(ask("a", 1), Err(SubmitError::QueueFull { .. })));
 }
 
 #[test]
@@ -2040,7 +2089,8 @@ fn a_note_waits_for_a_commit_or_a_second_and_a_token_for_neither() {
     let mut desk = Desk::new();
     desk.accept(1);
     let entry = AuditEntry {
-        at: WallTime::from_millis(WALL_MS),
+        // Not older than what is kept.
+        at: Clock::resume(None).wall(),
         token: "".into(),
         from: None,
         action: "access".into(),
@@ -2095,25 +2145,67 @@ fn a_newer_schema_is_refused_with_both_versions() {
     );
 }
 
+/// What makes a database of version 2 one of version 1, as the build before it left it.
+const BACK_TO_1: &str = "DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1";
+
 #[test]
-fn an_older_schema_and_another_builds_form_of_ours_are_refused_at_the_start_and_left_alone() {
+fn a_database_of_version_1_is_raised_once_and_keeps_its_jobs() {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    t.submit(3);
+    t.store.close().unwrap();
+    ground.database().execute_batch(BACK_TO_1).unwrap();
+    for start in 0..2 {
+        let mut store = ground.sqlite();
+        store.load(&mut |_| {}).unwrap();
+        assert_eq!(store.opening().tokens, []);
+        let mut read = store.reader().unwrap();
+        for job in 1..=3 {
+            let found = read.job(id(job)).unwrap();
+            assert!(matches!(found, Lookup::Found(_)), "start {start}: {job}");
+        }
+        assert_eq!(read.audit(&AuditQuery::default()).unwrap().entries, []);
+        let version = ground
+            .database()
+            .pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+        assert_eq!(version.unwrap(), 2);
+        Box::new(store).close().unwrap();
+    }
+}
+
+#[test]
+fn another_schema_of_ours_or_another_builds_form_is_refused_at_the_start_and_left_alone() {
     let ground = Directory::new();
     drop(ground.sqlite());
+    let schema = || {
+        let db = ground.database();
+        let mut rows = db.prepare("SELECT sql FROM sqlite_schema").unwrap();
+        let all = rows.query_map([], |row| row.get::<_, Option<String>>(0));
+        let version = db.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+        let all: Vec<_> = all.unwrap().map(Result::unwrap).collect();
+        (version.unwrap(), all)
+    };
     let refused = |change: &str| {
         ground.database().execute_batch(change).unwrap();
+        let before = schema();
         let error = SqliteStore::open(&ground.path()).unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::OtherVersion);
+        assert_eq!(error.kind, StoreErrorKind::OtherVersion, "{change}");
+        assert_eq!(schema(), before, "{change}: it was changed");
         error.message
     };
-    let older = refused("PRAGMA user_version = 1");
-    assert!(
-        older.contains("version 1,") && older.contains("version 2 "),
-        "{older}"
-    );
-    let other = refused("PRAGMA user_version = 2; ALTER TABLE ends ADD COLUMN colour TEXT");
-    assert!(other.contains("table ends"), "{other}");
-    let other = refused("ALTER TABLE ends DROP COLUMN colour; DROP TABLE marks");
-    assert!(other.contains("table "), "{other}");
+    for none in [0, -1] {
+        let told = refused(&format!("PRAGMA user_version = {none}"));
+        assert!(told.contains(&format!("schema version {none}")), "{told}");
+    }
+    // It says 1 and has tables of 2; it says 1 and lacks one of 1; it has a column that nobody knows.
+    let told = refused("PRAGMA user_version = 1");
+    assert!(told.contains("table tokens"), "{told}");
+    let told = refused("ALTER TABLE ends ADD COLUMN colour TEXT; PRAGMA user_version = 2");
+    assert!(told.contains("table ends"), "{told}");
+    let told = refused("ALTER TABLE ends DROP COLUMN colour; DROP TABLE marks");
+    assert!(told.contains("table "), "{told}");
+    let told = refused(BACK_TO_1);
+    assert!(told.contains("version 1, but its table "), "{told}");
 }
 
 #[test]

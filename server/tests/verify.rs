@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use desk::{Desk, copy_dir, id, keyed};
 use hostler_engine::fact::Charge;
+use hostler_server::auth::{Role, TokenRecord};
 use hostler_server::clock::Clock;
 use hostler_server::config::Durability;
 use hostler_server::output::{self, Options};
@@ -18,6 +19,7 @@ use hostler_server::store::seam::Store;
 use hostler_server::store::sqlite::{FILE, SqliteStore};
 use hostler_server::{Report, VerifyError, verify};
 use hostler_wire::frame::{Chunk, Frame, OutputEnd, Stream};
+use hostler_wire::token::Token;
 use hostler_wire::{Attempt, Epoch, Fence, JobState};
 use rusqlite::Connection;
 
@@ -51,6 +53,9 @@ fn furnished() -> tempfile::TempDir {
     assert!(desk.tell(given));
     let end = desk.ended(2, 2, JobState::Failed);
     assert!(desk.tell(vec![end]));
+    for role in [Role::Submit, Role::Worker] {
+        desk.make_token(&token(role));
+    }
     desk.stop();
     move_mark(dir.path());
     let mut desk = open(dir.path());
@@ -63,6 +68,16 @@ fn furnished() -> tempfile::TempDir {
     desk.stop();
     write_output(&dir.path().join(output::DIR));
     dir
+}
+
+/// A token of that role, which is its id too.
+fn token(role: Role) -> TokenRecord {
+    let token = Token {
+        role: role.name().to_owned(),
+        id: format!("{:0<8}", role.name()),
+        secret: [7; 32],
+    };
+    TokenRecord::new(&token, role)
 }
 
 /// Moves the mark as far as it goes, in a start of its own.
@@ -147,6 +162,9 @@ fn a_directory_that_went_through_everything_is_sound() {
         ("epochs", 3),
         ("keys", 1),
         ("workers", 3),
+        ("tokens", 2),
+        // Three commits with jobs, and the two tokens.
+        ("audit", 5),
     ];
     for (what, count) in expected {
         assert_eq!(report.counts[what], count, "{what}: {:?}", report.counts);
@@ -417,6 +435,48 @@ const DOCTORED: &[(&str, &str, Option<u64>)] = &[
     (
         "UPDATE metrics SET epoch = 9 WHERE epoch = 3",
         "counters",
+        None,
+    ),
+    // Access tokens, and who did what.
+    ("UPDATE tokens SET role = 'root'", "tokens", None),
+    (
+        "UPDATE tokens SET role = 'read' WHERE role = 'worker'",
+        "tokens",
+        None,
+    ),
+    (
+        "UPDATE tokens SET digest = x'00' WHERE role = 'submit'",
+        "tokens",
+        None,
+    ),
+    ("UPDATE tokens SET server_key = NULL", "tokens", None),
+    ("UPDATE tokens SET queues = 'all'", "tokens", None),
+    (
+        "UPDATE tokens SET allow = '[\"everything\"]'",
+        "tokens",
+        None,
+    ),
+    (
+        "UPDATE tokens SET id = 'a b' WHERE role = 'submit'",
+        "tokens",
+        None,
+    ),
+    ("UPDATE tokens SET expires_ms = created_ms", "tokens", None),
+    ("UPDATE tokens SET revoked_ms = -1", "tokens", None),
+    ("UPDATE audit SET requests = 0", "audit", None),
+    ("UPDATE audit SET token = 'abc'", "audit", None),
+    ("UPDATE audit SET peer = 'nowhere'", "audit", None),
+    ("UPDATE audit SET action = ''", "audit", None),
+    ("UPDATE audit SET status = 7", "audit", None),
+    ("UPDATE audit SET status = 403, code = NULL", "audit", None),
+    (
+        "UPDATE audit SET count = NULL WHERE first IS NOT NULL",
+        "audit",
+        None,
+    ),
+    (
+        "UPDATE audit SET count = 5000 WHERE first IS NOT NULL",
+        "audit",
         None,
     ),
     // The file as a whole.

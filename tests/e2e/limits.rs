@@ -579,3 +579,40 @@ fn rss_bytes(cluster: &mut Cluster) -> u64 {
         .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
+
+#[test]
+fn a_full_queue_is_told_with_its_limit_and_stays_full_over_a_kill() {
+    let mut cluster = Cluster::with(&["--queue-jobs-max", "3"]);
+    let job = |queue: &str| json!({"command": ["true"], "queue": queue});
+    let first = cluster.submit(&job("a"));
+    cluster
+        .client()
+        .post("/jobs", &Value::from(vec![job("a"); 2]))
+        .expect(201);
+    let expect_full = |cluster: &Cluster| {
+        let refused = cluster.client().post("/jobs", &job("a"));
+        let problem = refused.problem(429);
+        assert_eq!(problem["code"], "queue_full");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(
+            detail.contains("queue a ") && detail.contains(" 3 jobs"),
+            "{detail}"
+        );
+        assert!(refused.header("retry-after").is_some());
+    };
+    expect_full(&cluster);
+    // A batch for two queues is taken whole or not at all.
+    let mixed = Value::from(vec![job("b"), job("a")]);
+    cluster.client().post("/jobs", &mixed).problem(429);
+    cluster.restart_server();
+    expect_full(&cluster);
+    cluster.submit(&job("b"));
+    let end = cluster.hostler(&["cancel", &first.to_string()]);
+    end.expect_code(0);
+    cluster.submit(&job("a"));
+    expect_full(&cluster);
+    let told = cluster.hostler(&["submit", "-q", "a", "--", "true"]);
+    assert_eq!(told.code, 7, "{}", told.stderr);
+    assert_eq!(cluster.database().number("SELECT count(*) FROM job"), 5);
+    cluster.database().check();
+}

@@ -9,6 +9,7 @@
     reason = "what is missing where a test looks for it fails the test"
 )]
 
+mod authority;
 mod bench;
 mod cancel;
 mod cli;

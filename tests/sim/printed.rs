@@ -26,6 +26,8 @@ pub(crate) struct Printed {
     pub(crate) forgotten: bool,
     /// What ever left the worker, in stretches without overlap.
     sent: [BTreeMap<u64, u64>; 2],
+    /// A backup came back meanwhile: what was stored and acknowledged before may be gone, and is not sent again.
+    restored: bool,
     /// Some of it was to be sent again: what was given up then may have arrived before.
     rewound: bool,
     /// The end that left the worker.
@@ -78,6 +80,7 @@ impl Prints {
             closed: false,
             forgotten: false,
             sent: Default::default(),
+            restored: false,
             rewound: false,
             end: None,
             acked: [0; 2],
@@ -102,6 +105,7 @@ impl Prints {
         self.of.retain(|fence, printed| {
             printed.forgotten = true;
             printed.acked = [0; 2];
+            printed.restored = true;
             is_known(fence)
         });
     }
@@ -182,6 +186,9 @@ impl Prints {
         let Some(printed) = self.get(ack.fence, history) else {
             return;
         };
+        if printed.restored {
+            return;
+        }
         for (acked, through) in printed
             .acked
             .iter_mut()

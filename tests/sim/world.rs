@@ -1014,7 +1014,10 @@ impl World {
             }
             Some(Ok(_)) | None | Some(Err(SubmitError::Unknown(_))) => has_key,
             Some(Err(
-                SubmitError::Refused(_) | SubmitError::Busy { .. } | SubmitError::Stopping,
+                SubmitError::Refused(_)
+                | SubmitError::Busy { .. }
+                | SubmitError::QueueFull { .. }
+                | SubmitError::Stopping,
             )) => true,
             Some(Err(SubmitError::KeyReused(record))) => {
                 panic!("a key was used once and is said to be reused: {record:?}")

@@ -4,8 +4,8 @@
 //! too, however it hides. The group bounds memory, processors and processes, counts what all of them use, and is killed
 //! at once. It goes with the attempt; one that cannot yet is tried again, at the latest by the next worker.
 //!
-//! A group with processes of its own may not have controllers for those below it. So a worker that uses the group it is in moves
-//! to a group beside its jobs' first.
+//! A group with processes of its own may not have controllers for those below it. So a worker that uses the group it is in
+//! moves to a group beside its jobs' first.
 //!
 //! Not here: what of all this a job's end means (`child`).
 

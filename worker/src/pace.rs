@@ -22,8 +22,9 @@ pub(crate) struct Pace {
     /// Its size, and what comes into it a second.
     bucket_bytes: u64,
     bytes: u64,
-    /// When it was last looked at.
+    /// When it was last looked at, and the part of a byte that had come by then, in millionths.
     at: Time,
+    part: u64,
     /// Of the burst that has begun, still to go.
     burst_bytes: u64,
 }
@@ -36,6 +37,7 @@ impl Pace {
             bucket_bytes,
             bytes: bucket_bytes,
             at: Time::default(),
+            part: 0,
             burst_bytes: 0,
         }
     }
@@ -46,12 +48,15 @@ impl Pace {
             return Ok(());
         }
         let burst_bytes = self.bucket_bytes / BURST_SHARE;
-        let come = u128::from(self.bucket_bytes) * u128::from(now.since(self.at).us());
-        let come = u64::try_from(come / u128::from(SECOND_US)).unwrap_or(u64::MAX);
-        if come > 0 {
-            self.bytes = self.bytes.saturating_add(come).min(self.bucket_bytes);
-            self.at = now;
-        }
+        // Beyond a second it is full whatever comes.
+        let passed_us = now.since(self.at).us().min(SECOND_US);
+        let come = self
+            .bucket_bytes
+            .saturating_mul(passed_us)
+            .saturating_add(self.part);
+        self.bytes = (self.bytes + come / SECOND_US).min(self.bucket_bytes);
+        self.part = come % SECOND_US;
+        self.at = now;
         if self.bytes >= burst_bytes {
             self.burst_bytes = burst_bytes;
             return Ok(());

@@ -23,7 +23,7 @@ use hostler_wire::frame::{
     Reports, Resumed, Returned, Started, Stop, Task, Work,
 };
 use hostler_wire::limits::{BATCH_ITEMS_MAX, EPOCHS_MAX, HELD_MAX, MESSAGE_BYTES_MAX};
-use hostler_wire::{Detail, Epoch, Fence, Outcome, mutation};
+use hostler_wire::{Detail, Epoch, Fence, JobId, Outcome, mutation};
 
 use crate::clock::{Span, Time};
 
@@ -747,10 +747,12 @@ impl Session {
             return;
         }
         let void: BTreeSet<Fence> = void.iter().copied().filter(|v| v.epoch == epoch).collect();
-        for report in &mut self.reports {
+        for (number, report) in (self.acked + 1..).zip(&mut self.reports) {
             if void.contains(&report.fence) {
                 self.attempts.remove(&report.fence);
                 report.fence.epoch = NO_EPOCH;
+                // By its number: histories may have given one job's attempt the same number twice.
+                report.fence.job = JobId::new(number).unwrap_or(report.fence.job);
                 self.attempts.insert(report.fence, Phase::Ended);
             }
         }

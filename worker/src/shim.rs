@@ -1,17 +1,17 @@
 //! What stands between the worker and a job's program where something must be done in the new process first.
 //!
 //! Code between fork and exec would take from the worker the fast way to start processes (`spawn`), so where a control
-//! group is to be joined or limits are to be set the worker starts this program instead, which does that and then becomes the
-//! job's program. It costs another exec, about as much as the first.
+//! group is to be joined or limits are to be set the worker starts this program instead, which does that and then
+//! becomes the job's program. It costs another exec, about as much as the first.
 //!
 //! Why that did not succeed goes down a pipe; its other end, closed without a word, means that it did.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
+use std::{iter, ptr};
 
 use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit};
@@ -111,8 +111,8 @@ pub(crate) fn as_argument(limits: &[ResourceLimit]) -> String {
     words.collect::<Vec<_>>().join(",")
 }
 
-/// Becomes the job's program: `PIPE GROUP LIMITS PROGRAM NAME ARGUMENTS…`. Returns only if that failed, with the code to exit
-/// with.
+/// Becomes the job's program: `PIPE GROUP LIMITS PROGRAM NAME ARGUMENTS…`. Returns only if that failed, with the code to
+/// exit with.
 pub fn exec(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     const FAILED: u8 = 127;
     let mut arguments = arguments.into_iter();
@@ -157,11 +157,29 @@ fn prepare(arguments: &mut impl Iterator<Item = OsString>) -> (OsString, io::Err
             return (text.into(), error);
         }
     }
-    let error = Command::new(&program)
-        .arg0::<&OsStr>(&name)
-        .args(arguments)
-        .exec();
+    let error = become_program(&program, iter::once(name).chain(arguments));
     (program, error)
+}
+
+/// Returns only if it could not be. The standard library's `exec` would have a shell read a file that is no program.
+#[expect(
+    unsafe_code,
+    reason = "the standard library offers execvp alone, with a shell where it fails"
+)]
+fn become_program(program: &OsStr, arguments: impl Iterator<Item = OsString>) -> io::Error {
+    let text = |it: &OsStr| CString::new(it.as_bytes());
+    let (Ok(program), Ok(arguments)) = (
+        text(program),
+        arguments.map(|it| text(&it)).collect::<Result<Vec<_>, _>>(),
+    ) else {
+        return io::Error::from_raw_os_error(libc::EINVAL);
+    };
+    let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|it| it.as_ptr()).collect();
+    pointers.push(ptr::null());
+    // SAFETY: program and arguments are strings with an end, the list of them ends with a null, and all of it lives until
+    // the call returns, which it does only if it failed.
+    unsafe { libc::execv(program.as_ptr(), pointers.as_ptr()) };
+    io::Error::last_os_error()
 }
 
 /// The descriptor of that number, which was left to us and goes no further.

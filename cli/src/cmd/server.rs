@@ -111,6 +111,10 @@ pub(crate) struct Args {
     #[arg(long = "allow-handler", value_name = "NAME", value_parser = handler)]
     handlers: Vec<Pattern>,
 
+    /// Jobs of one queue that have not ended; more are refused [default: as many as in all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    queue_jobs_max: Option<u64>,
+
     /// HTTP requests a second of an access token without a rate of its own [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     token_requests_per_second: Option<u32>,
@@ -292,6 +296,7 @@ fn config(args: &Args, file: &ServerFile) -> Result<Config, Failure> {
     };
     config.allow = allow(args, file)?;
     let limits = &mut config.limits;
+    limits.queue_jobs_max = args.queue_jobs_max.or(file.queue_jobs_max);
     limits.token_requests_per_second = args
         .token_requests_per_second
         .or(file.token_requests_per_second);

@@ -452,13 +452,12 @@ impl Dispatch {
                 Effect::Fetch { jobs } => self.parts.reader.fetch(jobs),
                 Effect::Resumed {
                     session,
-                    worker,
+                    worker: _,
                     acked,
                     void,
                 } => {
                     let foreign = self.foreign.remove(&session).unwrap_or_default();
-                    self.out
-                        .resumed(&self.starts, session, worker, acked, &void, &foreign);
+                    self.out.resumed(session, acked, &void, &foreign);
                 }
                 Effect::Refuse { session, why } => self.out.refuse(session, why),
                 Effect::Assign {

@@ -12,7 +12,7 @@ use hostler_wire::frame::{
     Stop,
 };
 use hostler_wire::limits::BATCH_ITEMS_MAX;
-use hostler_wire::{Epoch, Fence, SessionId, WorkerId, mutation};
+use hostler_wire::{Epoch, Fence, SessionId, mutation};
 
 use crate::dispatch::bodies::Bodies;
 
@@ -100,17 +100,15 @@ impl Starts {
             .get(&session)
             .is_some_and(|foreign| foreign.held.contains(&fence))
     }
+}
 
-    /// The fence as its worker knows it: `void` lists come back in the engine's words.
-    fn theirs(&self, session: SessionId, fence: Fence, held: &[Fence]) -> Fence {
-        if fence.epoch != NO_EPOCH || !self.foreign.contains_key(&session) {
-            return fence;
-        }
-        held.iter()
-            .copied()
-            .find(|theirs| theirs.job == fence.job && theirs.attempt == fence.attempt)
-            .unwrap_or(fence)
-    }
+/// What is void by the names its worker knows. What it holds of another history is void, all of it: to the engine two such
+/// attempts may have one name.
+fn as_held(void: &[Fence], foreign: &[Fence]) -> Vec<Fence> {
+    let names: HashSet<_> = foreign.iter().map(|it| (it.job, it.attempt)).collect();
+    let is_foreign = |it: &Fence| it.epoch == NO_EPOCH && names.contains(&(it.job, it.attempt));
+    let ours = void.iter().filter(|fence| !is_foreign(fence));
+    ours.chain(foreign).copied().collect()
 }
 
 /// An assign frame is closed above this: one job at its limit fits, and many small ones do.
@@ -313,17 +311,12 @@ impl Outgoing {
 
     pub(super) fn resumed(
         &mut self,
-        starts: &Starts,
         session: SessionId,
-        _worker: WorkerId,
         acked: u64,
         void: &[Fence],
         foreign: &[Fence],
     ) {
-        let void = void
-            .iter()
-            .map(|&fence| starts.theirs(session, fence, foreign))
-            .collect();
+        let void = as_held(void, foreign);
         self.frame(session, &Frame::Resumed(Resumed { acked, void }));
     }
 
@@ -435,10 +428,14 @@ mod tests {
             foreign,
             "a later one is of an attempt that it was given since, by the same name"
         );
+        let other = Fence {
+            epoch: Epoch::new(9),
+            ..foreign
+        };
         assert_eq!(
-            starts.theirs(session, nobodys, &void),
-            foreign,
-            "it is told to stop"
+            as_held(&[nobodys, known, nobodys], &[foreign, other]),
+            [known, foreign, other],
+            "it is told to stop them, each by its name"
         );
         for frame in [
             Frame::Started(Started {

@@ -33,15 +33,15 @@ use crate::output::LIMIT_BYTES_MIN;
 use crate::store::seam::{Draft, Moment, Submission};
 
 /// Longest duration anyone may name: a hundred years.
-const DURATION_MS_MAX: u64 = 100 * 365 * 24 * 3_600_000;
+pub(super) const DURATION_MS_MAX: u64 = 100 * 365 * 24 * 3_600_000;
 /// Longest time between TERM and KILL: a day.
-const GRACE_MS_MAX: u64 = 24 * 3_600_000;
+pub(super) const GRACE_MS_MAX: u64 = 24 * 3_600_000;
 /// Largest growth of the back-off a failure.
-const FACTOR_MAX: f64 = 100.0;
+pub(super) const FACTOR_MAX: f64 = 100.0;
 /// Most rules and codes in a retry policy.
-const RULES_MAX: usize = 64;
+pub(super) const RULES_MAX: usize = 64;
 /// Longest working directory: the kernel's limit of a path.
-const CWD_BYTES_MAX: usize = 4_096;
+pub(super) const CWD_BYTES_MAX: usize = 4_096;
 /// Most errors told at once.
 const ERRORS_MAX: usize = 32;
 /// Losses a job survives where it does not say.

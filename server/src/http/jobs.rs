@@ -36,12 +36,12 @@ use crate::store::writer;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Longest Idempotency-Key.
-const KEY_BYTES_MAX: usize = 255;
+pub(super) const KEY_BYTES_MAX: usize = 255;
 /// Most jobs on a page, and how many without a word.
-const PAGE_JOBS_MAX: usize = 1_000;
+pub(super) const PAGE_JOBS_MAX: usize = 1_000;
 const PAGE_JOBS: usize = 100;
 /// Longest reason of a cancel.
-const NOTE_BYTES_MAX: usize = 1_024;
+pub(super) const NOTE_BYTES_MAX: usize = 1_024;
 /// Records read at once for a list of live jobs: each may bring a body of 4 MiB along.
 const RECORDS_AT_ONCE: usize = 16;
 /// Pages of live jobs looked through for one answer, where a filter leaves many out.

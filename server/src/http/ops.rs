@@ -217,6 +217,19 @@ pub(super) fn version(parts: &Parts) -> Result<Response<Body>, Box<Refusal>> {
     }))
 }
 
+/// The description of this interface: made by the tests of `openapi`.
+pub(super) const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+
+/// `GET /openapi.json`: what may be asked, and what is answered.
+pub(super) fn openapi() -> Result<Response<Body>, Box<Refusal>> {
+    let mut response = Response::new(Body::full(OPENAPI));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
 /// A 200 with a JSON body.
 pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     let mut response = Response::new(Body::json(value));

@@ -80,6 +80,7 @@ codes! {
     TooManyTokens = 422, "too_many_tokens", "There are too many access tokens";
     RateLimited = 429, "rate_limited", "Too much in too short a time";
     TooManyJobs = 429, "too_many_jobs", "Too many jobs wait";
+    QueueFull = 429, "queue_full", "The queue is full";
     HeadersTooLarge = 431, "headers_too_large", "The headers are too large";
     Internal = 500, "internal", "The server made a mistake";
     Connections = 503, "too_many_connections", "Too many connections";
@@ -295,6 +296,13 @@ impl From<SubmitError> for Box<Refusal> {
                 Code::TooManyJobs,
                 "as many jobs as limits.live_jobs_max have not ended yet; try again when some have",
             ),
+            SubmitError::QueueFull { queue, max } => Refusal::new(
+                Code::QueueFull,
+                format!(
+                    "the queue {queue} may have {max} jobs that have not ended (queue_jobs_max), and these would be more; \
+                     try again when some have"
+                ),
+            ),
             SubmitError::Busy { limit } => Refusal::new(
                 Code::IntakeFull,
                 format!("the limit {limit} is reached; try again in a moment"),
@@ -353,6 +361,12 @@ mod tests {
             limit: "live_jobs_max",
         }
         .into();
+        let response = refusal.respond("/jobs", "r");
+        assert_eq!(response.status(), 429);
+        assert!(response.headers().contains_key(header::RETRY_AFTER));
+        let (queue, max) = ("video".into(), 7);
+        let refusal: Box<Refusal> = SubmitError::QueueFull { queue, max }.into();
+        assert!(refusal.detail.contains("queue video may have 7 jobs"));
         let response = refusal.respond("/jobs", "r");
         assert_eq!(response.status(), 429);
         assert!(response.headers().contains_key(header::RETRY_AFTER));

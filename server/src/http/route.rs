@@ -18,7 +18,7 @@ use crate::http::{Parts, audit, guard, jobs, logs, ops, scrape, tokens};
 
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+pub(super) enum Route {
     Jobs,
     Job,
     Logs,
@@ -33,10 +33,11 @@ enum Route {
     Healthz,
     Readyz,
     Version,
+    Openapi,
 }
 
 /// Every path, and what it may be asked.
-const TABLE: &[(&str, Route, &str)] = &[
+pub(super) const TABLE: &[(&str, Route, &str)] = &[
     ("/jobs", Route::Jobs, "GET, HEAD, POST"),
     ("/jobs/{id}", Route::Job, "GET, HEAD, DELETE"),
     ("/jobs/{id}/logs", Route::Logs, "GET, HEAD"),
@@ -51,6 +52,7 @@ const TABLE: &[(&str, Route, &str)] = &[
     ("/healthz", Route::Healthz, "GET, HEAD"),
     ("/readyz", Route::Readyz, "GET, HEAD"),
     ("/version", Route::Version, "GET, HEAD"),
+    ("/openapi.json", Route::Openapi, "GET, HEAD"),
 ];
 
 /// The table, ready to be asked.
@@ -137,12 +139,15 @@ async fn admitted(
             (Route::Healthz, true) => ops::healthz(),
             (Route::Readyz, true) => ops::readyz(parts),
             (Route::Version, true) => ops::version(parts),
+            (Route::Openapi, true) => ops::openapi(),
             _ => Err(asked.wrong_method()),
         };
     }
     let who = who(parts, from, head)?;
     *told = Some(who.clone());
     let Some(asked) = asked else {
+        // Who may nothing here is not told which paths there are.
+        who.bearer.may(Right::Read)?;
         return Err(Refusal::new(
             Code::NotFound,
             "there is nothing at this path; jobs are at /jobs, /jobs/ID and /jobs/ID/logs",
@@ -205,7 +210,7 @@ impl Asked {
             _ if guard::reads(method) => Right::Read,
             Route::Jobs | Route::Job | Route::Logs | Route::Retry => Right::Submit,
             Route::Workers | Route::Queues | Route::Stats | Route::Metrics => Right::Read,
-            Route::Healthz | Route::Readyz | Route::Version => Right::Read,
+            Route::Healthz | Route::Readyz | Route::Version | Route::Openapi => Right::Read,
         }
     }
 
@@ -237,7 +242,8 @@ impl Asked {
             | Route::Audit
             | Route::Healthz
             | Route::Readyz
-            | Route::Version => None,
+            | Route::Version
+            | Route::Openapi => None,
         }
     }
 }
@@ -245,6 +251,9 @@ impl Asked {
 impl Route {
     /// Answers without an access token: what a load balancer asks, and what tells a client whom it talks to.
     const fn is_public(self) -> bool {
-        matches!(self, Self::Healthz | Self::Readyz | Self::Version)
+        matches!(
+            self,
+            Self::Healthz | Self::Readyz | Self::Version | Self::Openapi
+        )
     }
 }

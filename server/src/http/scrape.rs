@@ -4,13 +4,15 @@
 //! Labels are few and bounded: states, outcomes, and the names of queues, of which the first [`QUEUES_MAX`] are told
 //! and the rest counted. Never a job's id, name or label.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hostler_wire::JobState;
 use hyper::Response;
 use hyper::header::{self, HeaderValue};
 use hyper::http::request;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -63,6 +65,7 @@ pub(super) async fn metrics(
     metrics.of_queues(&glance, &waits);
     metrics.of_workers(&workers);
     metrics.of_threads(parts);
+    metrics.of_callers(parts);
     metrics.of_process(parts);
     let mut registry = Registry::default();
     registry.register_collector(Box::new(metrics));
@@ -241,6 +244,11 @@ impl Metrics {
                 "Workers cut off because they did not read",
                 &net.cut_off,
             ),
+            (
+                "hostler_worker_tls_failed",
+                "Of these for what they said instead of TLS, or within it",
+                &net.tls_failed,
+            ),
             ("hostler_worker_frames", "Frames from workers", &net.frames),
         ] {
             self.counter(name, help, counter);
@@ -271,6 +279,46 @@ impl Metrics {
             "Files of output deleted for age or size",
             &output.retired_segments,
         );
+    }
+
+    /// Who was not let in, and what was too much.
+    fn of_callers(&mut self, parts: &Parts) {
+        let counts = parts.auth.counts();
+        let told = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+        let mut rows = vec![
+            (
+                "hostler_http_unauthorised",
+                "HTTP requests without an access token that is good for anything",
+                told(&counts.denied),
+            ),
+            (
+                "hostler_http_rate_limited",
+                "HTTP requests above the rate of their access token",
+                told(&counts.rate_limited),
+            ),
+        ];
+        if let Some(tls) = &parts.tls {
+            rows.extend([
+                (
+                    "hostler_http_tls_failed",
+                    "HTTP connections that did not come to speak TLS with us",
+                    tls.failed_handshakes() as f64,
+                ),
+                (
+                    "hostler_tls_reloads",
+                    "Times the certificates were read again",
+                    tls.reloads() as f64,
+                ),
+                (
+                    "hostler_tls_reloads_failed",
+                    "Times they were no use, and the old ones stayed",
+                    tls.failed_reloads() as f64,
+                ),
+            ]);
+        }
+        for (name, help, count) in rows {
+            self.push(name, help, Rows::Counter(vec![(Vec::new(), count)]));
+        }
     }
 
     fn of_process(&mut self, parts: &Parts) {
@@ -351,13 +399,19 @@ impl Collector for Metrics {
                 Rows::Counter(rows) => (MetricType::Counter, rows),
                 Rows::Gauge(rows) => (MetricType::Gauge, rows),
             };
+            let encode = |row: MetricEncoder<'_>, value: f64| match metric.rows {
+                Rows::Counter(_) => ConstCounter::new(value).encode(row),
+                Rows::Gauge(_) => ConstGauge::new(value).encode(row),
+            };
             let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+            if let [(labels, value)] = &rows[..]
+                && labels.is_empty()
+            {
+                encode(family, *value)?;
+                continue;
+            }
             for (labels, value) in rows {
-                let row = family.encode_family(labels)?;
-                match metric.rows {
-                    Rows::Counter(_) => ConstCounter::new(*value).encode(row)?,
-                    Rows::Gauge(_) => ConstGauge::new(*value).encode(row)?,
-                }
+                encode(family.encode_family(labels)?, *value)?;
             }
         }
         Ok(())

@@ -60,7 +60,11 @@ impl Tls {
     /// The handshake, in its time.
     pub(super) async fn begin(&self, stream: TcpStream) -> io::Result<Begun> {
         let begun = tokio::time::timeout(self.timeout, self.shake(stream)).await;
-        begun.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+        let begun = begun.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+        if !matches!(begun, Ok(Begun::Tls(_))) {
+            self.live.handshake_failed();
+        }
+        begun
     }
 
     async fn shake(&self, stream: TcpStream) -> io::Result<Begun> {

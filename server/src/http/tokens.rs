@@ -29,9 +29,9 @@ type Outcome = Result<Response<Body>, Box<Refusal>>;
 /// Largest description of a token: all its queues and types of job.
 const BODY_BYTES_MAX: usize = 256 << 10;
 /// Longest life: ten years.
-const EXPIRES_MS_MAX: u64 = 10 * 365 * 24 * 3_600_000;
+pub(super) const EXPIRES_MS_MAX: u64 = 10 * 365 * 24 * 3_600_000;
 /// Most types of job a token may name.
-const ALLOW_MAX: usize = 256;
+pub(super) const ALLOW_MAX: usize = 256;
 
 /// `POST /tokens`.
 pub(super) async fn create(

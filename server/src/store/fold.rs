@@ -122,6 +122,7 @@ mod tests {
 
     use super::*;
     use hostler_engine::fact::{Assigned, Charge, Started};
+    use hostler_engine::spec::ClassId;
     use hostler_wire::{JobState, Reason};
     use proptest::prelude::*;
 
@@ -158,6 +159,7 @@ mod tests {
     fn ended(raw: u64, started: Option<Time>) -> Fact {
         Fact::Ended(Ended {
             job: job(raw),
+            class: ClassId::new(1),
             state: JobState::Succeeded,
             reason: Reason::None,
             fence: Some(fence(raw, 1)),

@@ -186,6 +186,9 @@ pub(super) const V_SHARES: &str = "SELECT seq, epoch, worker, at_us, attempts, 0
      UNION ALL SELECT seq, epoch, worker, at_us, attempts, 1 FROM started ORDER BY seq";
 pub(super) const V_KEYS: &str = "SELECT n, length(hash), first, count FROM keys ORDER BY n";
 pub(super) const V_JOBS_FROM_TO: &str = "SELECT count(*) FROM jobs WHERE id >= ?1 AND id <= ?2";
+pub(super) const V_TOKENS: &str = "SELECT id, created_ms, expires_ms, revoked_ms, length(digest), length(stored_key), length(server_key) \
+     FROM tokens ORDER BY id";
+pub(super) const V_AUDIT: &str = "SELECT n, at_ms, token, peer, action, first, count, requests, status, code FROM audit ORDER BY n";
 pub(super) const V_METRICS: &str = "SELECT epoch, commits, submitted, succeeded, failed, cancelled, expired, skipped, attempts, refused, live \
      FROM metrics ORDER BY epoch, commits";
 pub(super) const V_NAMES: &str =

@@ -810,10 +810,11 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
         return Err(Fault::Refused(StoreErrorKind::OtherVersion, what));
     }
     if !fresh && version < 1 {
-        let what = "is a database of this program without a schema version: its first start did not come to its end; \
-                    give the server another data directory"
-            .to_owned();
-        return Err(Fault::Refused(StoreErrorKind::Corrupt, what));
+        let what = format!(
+            "says schema version {version}, which this program never wrote; it works with versions 1 to {SCHEMA}, give \
+             the server another data directory"
+        );
+        return Err(Fault::Refused(StoreErrorKind::OtherVersion, what));
     }
     if !fresh && let Some(table) = other_form(db, version)? {
         let what = format!(
@@ -855,26 +856,36 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A table of that version that is missing in the file, or is there in another form: then another build of this program
-/// made it.
+/// A table of that version that is missing in the file, or is there in another form, or one of a later version that is
+/// there already: then another build of this program made it.
 fn other_form(db: &Connection, version: i32) -> Result<Option<&'static str>, Fault> {
     let versions = usize::try_from(version).unwrap_or_default();
     let steps = || sql::SCHEMAS.iter().take(versions);
+    let later = || sql::SCHEMAS.iter().skip(versions);
     let mut find =
         db.prepare("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1")?;
-    for line in steps().flat_map(|step| step.lines()) {
-        let Some(name) = line
-            .strip_prefix("CREATE TABLE ")
-            .and_then(|rest| rest.split(' ').next())
-        else {
-            continue;
-        };
-        let found: Option<String> = find.query_row([name], |row| row.get(0)).optional()?;
-        if found.is_none_or(|found| !steps().any(|step| step.contains(&found))) {
+    let mut found = |name: &str| -> Result<Option<String>, Fault> {
+        Ok(find.query_row([name], |row| row.get(0)).optional()?)
+    };
+    for name in steps().flat_map(|step| tables_of(step)) {
+        if found(name)?.is_none_or(|found| !steps().any(|step| step.contains(&found))) {
+            return Ok(Some(name));
+        }
+    }
+    for name in later().flat_map(|step| tables_of(step)) {
+        if found(name)?.is_some() {
             return Ok(Some(name));
         }
     }
     Ok(None)
+}
+
+/// The tables that a step of the schema makes.
+fn tables_of(step: &'static str) -> impl Iterator<Item = &'static str> {
+    step.lines().filter_map(|line| {
+        let rest = line.strip_prefix("CREATE TABLE ")?;
+        rest.split(' ').next()
+    })
 }
 
 /// Makes the schema this program knows from that version of it, within a transaction.

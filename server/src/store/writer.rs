@@ -36,6 +36,7 @@ use crate::config::{Durability, Limits};
 use crate::mailbox::{AbortOnPanic, Receiver, Sender};
 use crate::metrics::{Commits, Counter, Health};
 use crate::store::audit::{self, Notes};
+use crate::store::depth::{ByQueue, Depths, LiveJobs};
 use crate::store::ids::Ids;
 use crate::store::seam::{
     AuditEntry, Batch, Commit, CommitError, Draft, KeyRecord, Moment, NewJob, Store, StoreError,
@@ -82,7 +83,7 @@ pub struct Parts {
     /// The server's clock, which goes on from the store's stamp.
     pub clock: Clock,
     /// Jobs that have not ended, as loading the store has shown.
-    pub live: u64,
+    pub live: LiveJobs,
     /// Whether facts are synced.
     pub durability: Durability,
     /// Of live jobs, resident bytes and keys.
@@ -229,6 +230,13 @@ pub enum SubmitError {
     Busy {
         /// The limit that was reached, in words.
         limit: &'static str,
+    },
+    /// As many jobs of a queue as there may be have not ended.
+    QueueFull {
+        /// Which.
+        queue: Arc<str>,
+        /// How many there may be.
+        max: u64,
     },
     /// The server stops.
     Stopping,
@@ -415,6 +423,8 @@ struct Turn {
     /// By token and key: place in `pending`, and the record in flight.
     keys: HashMap<(Arc<str>, Arc<str>), (usize, KeyRecord)>,
     jobs: usize,
+    /// The same by queue, where there is a limit on that.
+    of_queue: ByQueue,
     sync: bool,
 }
 
@@ -481,6 +491,7 @@ pub struct Writer {
     /// Classes no commit has taken yet.
     new_classes: Vec<Arc<Class>>,
     live: u64,
+    depths: Depths,
 
     waiting: VecDeque<Waiting>,
     facts: Vec<Fact>,
@@ -518,7 +529,8 @@ impl Writer {
             .map(|class| (class.spec.clone(), Arc::clone(class)))
             .collect();
         let last_class = opening.classes.iter().map(|class| class.id.raw()).max();
-        parts.counters.live.set(parts.live);
+        parts.counters.live.set(parts.live.jobs);
+        let depths = Depths::new(parts.limits.queue_jobs_max, &opening.classes, &parts.live);
         Self {
             ids: Ids::new(opening.next_id),
             ids_wanted: 1,
@@ -526,7 +538,8 @@ impl Writer {
             next_class: last_class.map_or(1, |last| last + 1),
             classes,
             new_classes: Vec::new(),
-            live: parts.live,
+            live: parts.live.jobs,
+            depths,
             store: parts.store,
             inbox: parts.inbox,
             handle: parts.handle,
@@ -784,6 +797,14 @@ impl Writer {
                 }),
             ));
         }
+        let (classes, jobs) = (&submission.classes, &submission.jobs);
+        let of_queue = match self.depths.admit(&turn.of_queue, classes, jobs) {
+            Ok(of_queue) => of_queue,
+            Err(queue) => {
+                let max = self.limits.queue_jobs_max.unwrap_or_default();
+                return Err((reply, Err(SubmitError::QueueFull { queue, max })));
+            }
+        };
         let Some(classes) = self.intern(submission.classes) else {
             return Err((
                 reply,
@@ -812,6 +833,9 @@ impl Writer {
         let job = |draft: Draft| new_job(stamp.engine, &classes, draft);
         let jobs: Vec<NewJob> = submission.jobs.into_iter().map(job).collect();
         turn.jobs += count;
+        for (queue, count) in of_queue {
+            *turn.of_queue.entry(queue).or_default() += count;
+        }
         turn.sync |= jobs.iter().any(|job| job.sync);
         turn.batches.push(Batch {
             first,
@@ -874,6 +898,7 @@ impl Writer {
                         spec: place.key().clone(),
                     });
                     self.next_class += 1;
+                    self.depths.meet(&class);
                     self.new_classes.push(Arc::clone(&class));
                     Arc::clone(place.insert(class))
                 }
@@ -998,10 +1023,12 @@ impl Writer {
     fn count(&mut self, turn: &Turn) {
         let counters = &self.counters;
         let mut ended = 0;
+        self.depths.accepted(&turn.of_queue);
         for fact in &self.facts {
             match fact {
                 Fact::Ended(end) => {
                     ended += 1;
+                    self.depths.ended(end.class);
                     match end.state {
                         JobState::Succeeded => counters.succeeded.add(1),
                         JobState::Failed => counters.failed.add(1),

@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started, WorkerFact};
-use hostler_engine::spec::{ClassSpec, Kind, Retry};
+use hostler_engine::spec::{ClassId, ClassSpec, Kind, Retry};
 use hostler_engine::{Fact, Time};
+use hostler_server::auth::{TokenChange, TokenRecord};
 use hostler_server::clock::Clock;
 use hostler_server::config::{Durability, Limits};
 use hostler_server::mailbox::{Wake, mailbox};
 use hostler_server::metrics::Health;
-use hostler_server::store::seam::{Draft, Store, StoreError, Submission};
+use hostler_server::store::depth::LiveJobs;
+use hostler_server::store::seam::{AuditEntry, Draft, Store, StoreError, Submission};
 use hostler_server::store::sqlite::SqliteStore;
 use hostler_server::store::writer::{self, Accepted, Counters, JobLanes, Notice, SubmitError};
 use hostler_wire::{Attempt, Epoch, Fence, JobId, JobState, Priority, Reason, WorkerId};
@@ -67,7 +69,7 @@ impl Desk {
                 health: told_health,
                 counters: Arc::<Counters>::default(),
                 clock,
-                live: 0,
+                live: LiveJobs::default(),
                 durability,
                 limits: Limits::default(),
             });
@@ -98,6 +100,24 @@ impl Desk {
                 Err(_) => std::thread::park_timeout(Duration::from_micros(50)),
             }
         }
+    }
+
+    /// A new access token, durable.
+    pub(crate) fn make_token(&self, record: &TokenRecord) {
+        let entry = AuditEntry {
+            at: self.clock.wall(),
+            token: "".into(),
+            from: None,
+            action: "token_create".into(),
+            object: Some((*record.id).into()),
+            jobs: None,
+            requests: 1,
+            status: 201,
+            code: "".into(),
+        };
+        let change = TokenChange::New(Box::new(record.clone()));
+        let made = self.handle.token(change, entry).blocking_recv();
+        made.unwrap().unwrap();
     }
 
     /// Jobs that must be accepted; the first id.
@@ -188,6 +208,7 @@ impl Desk {
         let fence = self.attempts.contains_key(&job).then(|| self.fence(job));
         Fact::Ended(Ended {
             job: id(job),
+            class: ClassId::new(1),
             state,
             reason: if state == JobState::Failed {
                 Reason::ExitCode
@@ -254,7 +275,7 @@ pub(crate) fn submission(count: usize) -> Submission {
         body: Bytes::from_static(b"0123456789"),
     };
     Submission {
-        by: "tok_1".into(),
+        by: "token001".into(),
         from: None,
         classes: vec![ClassSpec {
             queue: "video".into(),

@@ -18,6 +18,7 @@ use crate::{JobId, JobState};
 ///
 /// Strings are borrowed from the request where they have no escapes.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct JobRequest<'a> {
     /// A process to start.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,6 +28,7 @@ pub struct JobRequest<'a> {
     pub handler: Option<Cow<'a, str>>,
     /// What it is called with; any JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<serde_json::Value>))]
     pub payload: Option<Cow<'a, RawValue>>,
     /// What people call the job.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,6 +80,7 @@ pub struct JobRequest<'a> {
     pub grace_ms: Option<u64>,
     /// Added to the worker's cleaned environment, in this order.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "pairs")]
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
     pub env: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// Working directory.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,6 +93,7 @@ pub struct JobRequest<'a> {
     pub stdin_b64: Option<Cow<'a, str>>,
     /// What people sort jobs by.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "pairs")]
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
     pub labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// What becomes of its output.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +105,7 @@ pub struct JobRequest<'a> {
 
 /// A process to start: a program with its arguments, or a line for `sh -c`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum CommandRequest<'a> {
     /// Program and arguments.
@@ -111,6 +116,7 @@ pub enum CommandRequest<'a> {
 
 /// What happens after a failure.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RetryRequest<'a> {
     /// Tries allowed, the first included.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +143,7 @@ pub struct RetryRequest<'a> {
 
 /// A kind of failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum RuleRequest<'a> {
     /// An exit code.
@@ -147,6 +154,7 @@ pub enum RuleRequest<'a> {
 
 /// What becomes of output. In JSON an object, or just the mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LogsRequest<'a> {
     /// `keep`, `stream` or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -587,6 +595,7 @@ fn pairs<S: Serializer>(pairs: &[(Cow<'_, str>, Cow<'_, str>)], to: S) -> Result
 
 /// Where to go from a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Links {
     /// The job.
     #[serde(rename = "self")]
@@ -607,6 +616,7 @@ impl Links {
 
 /// The answer to one job: it is on disk, and this is what it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Accepted {
     /// Its id.
     #[serde(with = "text::id")]
@@ -634,6 +644,7 @@ pub struct Accepted {
 
 /// The answer to a batch: consecutive ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AcceptedBatch {
     /// The first.
     #[serde(with = "text::id")]
@@ -644,6 +655,7 @@ pub struct AcceptedBatch {
 
 /// The answer to a cancel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StateView {
     /// Which.
     #[serde(with = "text::id")]
@@ -673,6 +685,7 @@ impl StateView {
 
 /// `GET /jobs`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct JobList {
     /// In the order asked.
     pub jobs: Vec<JobView>,
@@ -682,6 +695,7 @@ pub struct JobList {
 
 /// A job as `GET /jobs/{id}` shows it. In a list the parts that need the body or the history are missing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct JobView {
     /// Which.
     #[serde(with = "text::id")]
@@ -743,6 +757,7 @@ pub struct JobView {
     pub message: Option<String>,
     /// What a handler returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<serde_json::Value>))]
     pub result: Option<Box<RawValue>>,
     /// The last lines of standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -756,6 +771,7 @@ pub struct JobView {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "given"
     )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Live>))]
     pub live: Option<Option<Live>>,
     /// Program and arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -765,6 +781,7 @@ pub struct JobView {
     pub handler: Option<String>,
     /// What it is called with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<serde_json::Value>))]
     pub payload: Option<Box<RawValue>>,
     /// Names only: values are never shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -859,6 +876,7 @@ fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Live>>, D::
 
 /// An attempt that has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AttemptView {
     /// Its number.
     pub number: u16,
@@ -891,6 +909,7 @@ pub struct AttemptView {
 
 /// What an attempt used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UsageView {
     /// From its start to its end, by the worker's clock.
     pub wall_ms: u64,
@@ -908,6 +927,7 @@ pub struct UsageView {
 
 /// The live part of a state answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "seen", rename_all = "snake_case")]
 pub enum Live {
     /// The worker answered.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The body of every error answer (`application/problem+json`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// A URI that names the kind of problem; `about:blank` where the code says it all.
     #[serde(rename = "type", default)]
@@ -41,6 +42,7 @@ impl fmt::Display for Problem {
 
 /// What is wrong with one field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FieldError {
     /// A JSON pointer into the body (`/17/retry/max_attempts`), or `?name` for a query parameter.
     pub pointer: String,

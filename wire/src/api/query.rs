@@ -10,6 +10,7 @@ use crate::{JobId, JobState};
 
 /// `GET /workers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WorkerList {
     /// By name.
     pub workers: Vec<WorkerView>,
@@ -17,6 +18,7 @@ pub struct WorkerList {
 
 /// One worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WorkerView {
     /// Its stable name.
     pub name: String,
@@ -38,6 +40,7 @@ pub struct WorkerView {
 
 /// `GET /queues`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct QueueList {
     /// By name: those with jobs, and those a connected worker serves.
     pub queues: Vec<QueueStats>,
@@ -45,6 +48,7 @@ pub struct QueueList {
 
 /// One queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct QueueStats {
     /// Its name.
     pub name: String,
@@ -63,6 +67,7 @@ pub struct QueueStats {
 
 /// `GET /stats`: live jobs by state, the workers together, and what the server has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Stats {
     /// Waiting for a time.
     pub scheduled: u64,
@@ -98,6 +103,7 @@ pub struct Stats {
 
 /// The database: `GET /stats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct StoreStats {
     /// Jobs that have not ended.
@@ -112,6 +118,7 @@ pub struct StoreStats {
 
 /// The worker port: `GET /stats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct NetStats {
     /// Open connections, of any kind.
@@ -130,6 +137,7 @@ pub struct NetStats {
 
 /// Job output: `GET /stats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct OutputStats {
     /// Bytes on disk.
@@ -144,6 +152,7 @@ pub struct OutputStats {
 
 /// What a server has done since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Done {
     /// Jobs accepted.
@@ -166,6 +175,7 @@ pub struct Done {
 
 /// `GET /version`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Version {
     /// Of the program.
     pub version: String,
@@ -181,6 +191,7 @@ pub struct Version {
 
 /// `GET /healthz`, `GET /readyz` when all is well.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Health {
     /// `ok` or `ready`.
     pub status: Cow<'static, str>,
@@ -188,6 +199,7 @@ pub struct Health {
 
 /// A line of `GET /jobs/{id}/logs` as `application/x-ndjson`, and the data of an event in `text/event-stream`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LogPiece<'a> {
     /// When the worker read it.
     pub t: Timestamp,
@@ -209,6 +221,7 @@ pub struct LogPiece<'a> {
 /// Output was passed over: the event `resync`, and the line `{"resync":…}`, stand before the piece that goes on after
 /// it. It was above the job's limit, gone before a slow reader came to it, or dropped by the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LogResync<'a> {
     /// Of which attempt.
     pub attempt: u16,
@@ -223,6 +236,7 @@ pub struct LogResync<'a> {
 
 /// The last event of an output, and the last line (as `{"end":…}`) of a followed one in its ndjson form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LogEnd {
     /// Whose.
     #[serde(with = "text::id")]

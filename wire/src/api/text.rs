@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A wall-clock moment: RFC 3339 in UTC with milliseconds in JSON, milliseconds since 1970 in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
 pub struct Timestamp(u64);
 
 impl Timestamp {
@@ -168,6 +170,39 @@ pub(super) mod state {
             de::Error::invalid_value(de::Unexpected::Str(&text.0), &"the name of a state")
         })
     }
+}
+
+/// Ids and states as schemas: the types themselves are also for those who speak no JSON.
+#[cfg(feature = "openapi")]
+mod schema {
+    use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+    use utoipa::{PartialSchema, ToSchema};
+
+    use crate::{JobId, JobState};
+
+    impl PartialSchema for JobId {
+        fn schema() -> RefOr<Schema> {
+            let id = ObjectBuilder::new()
+                .schema_type(Type::Integer)
+                .minimum(Some(JobId::MIN.raw()))
+                .maximum(Some(JobId::MAX.raw()));
+            id.into()
+        }
+    }
+
+    impl ToSchema for JobId {}
+
+    impl PartialSchema for JobState {
+        fn schema() -> RefOr<Schema> {
+            let names = JobState::ALL.iter().map(|state| state.name());
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .enum_values(Some(names))
+                .into()
+        }
+    }
+
+    impl ToSchema for JobState {}
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::api::text::Timestamp;
 
 /// `POST /tokens`: what a new access token is to be good for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// `admin`, `submit`, `read` or `worker`.
@@ -32,6 +33,7 @@ pub struct TokenRequest {
 
 /// The answer to `POST /tokens`: the only time the secret is told.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenMade {
     /// The whole token.
     pub secret: String,
@@ -50,6 +52,7 @@ impl std::fmt::Debug for TokenMade {
 
 /// `GET /tokens`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenList {
     /// Oldest first; those that were revoked or have expired too, for 30 days.
     pub tokens: Vec<TokenView>,
@@ -57,6 +60,7 @@ pub struct TokenList {
 
 /// One access token, without its secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenView {
     /// What may be logged.
     pub id: String,
@@ -101,6 +105,7 @@ pub struct TokenView {
 
 /// `GET /audit`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditList {
     /// Newest first.
     pub entries: Vec<AuditView>,
@@ -111,6 +116,7 @@ pub struct AuditList {
 
 /// Something that was done, or refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditView {
     /// Its number.
     pub n: u64,

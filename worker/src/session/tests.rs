@@ -389,6 +389,25 @@ fn a_duplicate_assignment_changes_nothing() {
     t.expect(&[]);
 }
 
+/// Two backups, one after the other, each of which gives out the same name once more.
+#[test]
+fn reports_of_two_histories_for_one_name_are_kept_apart() {
+    let mut t = Trial::up(1);
+    for nonce in [8, 9] {
+        t.assign(&[(1, command())]);
+        t.written();
+        t.ended(1, Outcome::Succeeded, false);
+        t.disconnect();
+        t.connect_to([nonce; 16]);
+        t.resumed(0, &[1]);
+    }
+    t.effects.clear();
+    t.frame(Frame::Ack(Ack { through: 1 }));
+    assert_eq!(t.session.resume().held.len(), 1, "the other is still owed");
+    t.frame(Frame::Ack(Ack { through: 2 }));
+    t.expect(&[]);
+}
+
 /// The server's database is a restored backup: it gives out the names of attempts a second time.
 #[test]
 fn an_attempt_of_another_history_does_not_stand_for_one_of_the_same_name() {

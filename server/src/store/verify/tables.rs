@@ -1,8 +1,10 @@
-//! The tables that are small, or that no job's history depends on: meta, epochs, classes, workers, keys, counters.
+//! The tables that are small, or that no job's history depends on: meta, epochs, classes, workers, keys, counters,
+//! access tokens and who did what.
 //!
 //! What the walk over jobs needs of them is gathered on the way.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 
 use hostler_engine::spec::ClassId;
 use hostler_wire::{JobId, JobState, Reason};
@@ -11,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use crate::findings::Report;
 use crate::store::load::each_row;
 use crate::store::sqlite::Fault;
-use crate::store::{class, sql};
+use crate::store::{class, sql, tokens};
 
 /// What rows of jobs refer to.
 #[derive(Debug, Default)]
@@ -65,6 +67,8 @@ pub(super) fn check(db: &Connection, report: &mut Report) -> Result<Facts, Fault
     check_keys(db, &facts, report)?;
     check_metrics(db, &mut facts, report)?;
     check_names(db, report)?;
+    check_tokens(db, report)?;
+    check_audit(db, &facts, report)?;
     Ok(facts)
 }
 
@@ -310,5 +314,105 @@ fn check_names(db: &Connection, report: &mut Report) -> Result<(), Fault> {
             );
         }
     }
+    Ok(())
+}
+
+/// Whether each token can be read as what it is for, and its times are times. No key is told.
+fn check_tokens(db: &Connection, report: &mut Report) -> Result<(), Fault> {
+    // As the server reads them: one row of nonsense keeps it from starting.
+    match tokens::read(db) {
+        Ok(_) => {}
+        Err(Fault::Garbled(what)) => report.find(
+            "tokens",
+            format_args!("{what}: no server can start on this"),
+        ),
+        // A key of another length, or a text that is none.
+        Err(Fault::Sql(error)) => report.find(
+            "tokens",
+            format_args!("{error}: no server can start on this"),
+        ),
+        Err(fault) => return Err(fault),
+    }
+    let mut count = 0;
+    each_row(db, sql::V_TOKENS, [], |row| {
+        count += 1;
+        let id: String = row.get(0)?;
+        if id.len() != 8 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            let id = id.escape_debug();
+            report.find(
+                "tokens",
+                format_args!("\"{id}\" is no token's id: eight letters and digits"),
+            );
+            return Ok(());
+        }
+        let mut times = [None; 3];
+        let mut keys = [None; 3];
+        for n in 0..3 {
+            times[n] = row.get::<_, Option<i64>>(n + 1)?;
+            keys[n] = row.get::<_, Option<i64>>(n + 4)?;
+        }
+        if keys.iter().flatten().any(|bytes| *bytes != 32) {
+            report.find(
+                "tokens",
+                format_args!("token {id}: what it is checked by has not 32 bytes"),
+            );
+        }
+        let [created, expires, _] = times;
+        let before = |at: Option<i64>| at.is_some_and(|at| at < 0);
+        if times.into_iter().any(before) || expires.is_some_and(|at| Some(at) <= created) {
+            report.find(
+                "tokens",
+                format_args!("token {id}: its times are none, or it expired before it was made"),
+            );
+        }
+        Ok(())
+    })?;
+    report.count("tokens", count);
+    Ok(())
+}
+
+/// Each entry stands for requests, says what was done, and speaks only of jobs there were.
+fn check_audit(db: &Connection, facts: &Facts, report: &mut Report) -> Result<(), Fault> {
+    let mut entries = 0;
+    each_row(db, sql::V_AUDIT, [], |row| {
+        entries += 1;
+        let (n, at): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (token, peer): (String, Option<String>) = (row.get(2)?, row.get(3)?);
+        let action: String = row.get(4)?;
+        let (first, count): (Option<i64>, Option<i64>) = (row.get(5)?, row.get(6)?);
+        let (requests, status): (i64, Option<i64>) = (row.get(7)?, row.get(8)?);
+        let code: Option<String> = row.get(9)?;
+        let peer_fits = peer.is_none_or(|peer| peer.parse::<IpAddr>().is_ok());
+        let token_fits = token.is_empty() || token.len() == 8;
+        let status_fits = status.is_none_or(|status| (100..600).contains(&status));
+        let refused = status.is_some_and(|status| status >= 400);
+        if n < 1 || at < 0 || requests < 1 || action.is_empty() || !token_fits || !peer_fits {
+            report.find(
+                "audit",
+                format_args!("entry {n} does not say who did what, when, from where"),
+            );
+        }
+        if !status_fits || (refused && code.is_none()) {
+            report.find(
+                "audit",
+                format_args!("entry {n} does not say what came of it"),
+            );
+        }
+        let jobs_fit = match (first, count) {
+            (None, None) => true,
+            (Some(first), Some(count)) => {
+                first >= 1 && count >= 1 && first.saturating_add(count - 1) < facts.ids_through
+            }
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if !jobs_fit {
+            report.find(
+                "audit",
+                format_args!("entry {n} speaks of jobs that were never given out"),
+            );
+        }
+        Ok(())
+    })?;
+    report.count("audit", entries);
     Ok(())
 }

@@ -62,6 +62,7 @@ pub struct Live {
     now: RwLock<ServerConfigs>,
     reloads: AtomicU64,
     failed_reloads: AtomicU64,
+    failed_handshakes: AtomicU64,
 }
 
 /// Why files are no use.
@@ -149,6 +150,7 @@ impl Live {
             now: RwLock::new(configs),
             reloads: AtomicU64::new(0),
             failed_reloads: AtomicU64::new(0),
+            failed_handshakes: AtomicU64::new(0),
         }
     }
 
@@ -187,6 +189,16 @@ impl Live {
     /// How often they were no use.
     pub fn failed_reloads(&self) -> u64 {
         self.failed_reloads.load(Ordering::Relaxed)
+    }
+
+    /// A connection did not come to speak TLS, as a port that does not count them itself says.
+    pub fn handshake_failed(&self) {
+        self.failed_handshakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.failed_handshakes.load(Ordering::Relaxed)
     }
 }
 
