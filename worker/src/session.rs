@@ -984,9 +984,6 @@ impl Session {
 
     /// The lease is over: ends what must not run on unseen (semantics 2).
     fn end_cut_off(&mut self, now: Time, out: &mut Effects) {
-        if mutation::is("cut off and not stopped") {
-            return;
-        }
         for fence in self.running(|run| run.stop_when_cut_off && run.ending.is_none()) {
             self.end(now, fence, Why::CutOff, false, out);
         }

@@ -12,7 +12,7 @@ use hostler_wire::frame::{
     Stop,
 };
 use hostler_wire::limits::BATCH_ITEMS_MAX;
-use hostler_wire::{Epoch, Fence, SessionId, mutation};
+use hostler_wire::{Epoch, Fence, SessionId};
 
 use crate::dispatch::bodies::Bodies;
 
@@ -58,7 +58,6 @@ impl Starts {
             .epochs
             .iter()
             .filter(|(epoch, nonce)| self.known.get(epoch) != Some(nonce))
-            .filter(|_| !mutation::is("another history believed"))
             .map(|(epoch, _)| *epoch)
             .collect();
         if epochs.is_empty() {
