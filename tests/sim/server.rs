@@ -548,7 +548,7 @@ fn open_output(
         net.post_all(answers.drain(..).map(Post::from));
     });
     let ends = Box::new(|_| -> output::PollEnds { Box::new(|| Some(None)) });
-    // Its keeper steps back for commits in a wait of its own, which takes no time here: nothing is under way in a turn.
+    // Its keeper steps back for commits in a wait of its own: here none is under way in a turn.
     let commits = Arc::default();
     let ways = Ways {
         answers,

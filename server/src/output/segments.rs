@@ -671,7 +671,8 @@ impl Segments {
         }
     }
 
-    /// Counts them as dead. What holds nothing else goes after the next commit: until then what takes its place is not stored.
+    /// Counts them as dead. What holds nothing else goes after the next commit: before it what takes its place is not
+    /// stored.
     fn bury(&mut self, dropped: &[Extent]) {
         for extent in dropped {
             self.bury_bytes(extent.segment, u64::from(extent.disk_bytes));
