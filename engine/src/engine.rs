@@ -164,7 +164,8 @@ impl Engine {
             return;
         }
         self.go_off(now, out);
-        if self.is_ready && !self.is_stopping {
+        let stops = self.is_stopping && !mutation::is("stopping server gives work out");
+        if self.is_ready && !stops {
             self.give_out(now, out);
         }
     }

@@ -350,7 +350,7 @@ impl Engine {
             || spec.max_losses == 0
             || mutation::is("loss charged though not started");
         let reason = Reason::WorkerLost;
-        let delay = if spec.stop_on_partition {
+        let delay = if spec.stop_on_partition && !mutation::is("given out again too early") {
             let grace = spec.grace.unwrap_or(self.config.kill_grace);
             let end = heard + self.config.worker_grace + grace + self.config.beat.times(2);
             end.since(now)

@@ -1,7 +1,10 @@
 //! Everything that goes wrong, and what it takes to be put right.
 
-use crate::network::End;
+use hostler_wire::Fence;
+
+use crate::network::{ConnId, End};
 use crate::options::{MS, S};
+use crate::outlet::Outlet;
 use crate::world::{Happening, World};
 
 /// A kind of fault.
@@ -39,10 +42,24 @@ pub(crate) enum Fault {
     WallJump,
     /// A second worker comes with a name that is in use.
     NameInUse,
+    /// The disk of output takes nothing for a while.
+    OutputFull,
+    /// A sync of output fails.
+    OutputSyncFails,
+    /// The server dies in the midst of a write or a sync of output.
+    CrashInOutput,
+    /// Syncs of output take a hundred times as long for a while.
+    OutputSlow,
+    /// An output connection breaks, in mid-frame.
+    CutPipe,
+    /// The server is told to stop, in order, and starts again.
+    ServerStop,
+    /// An older copy of everything the server keeps takes the place of what is there.
+    BackupRestored,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::ServerCrash,
         Self::CrashInCommit,
         Self::PowerLoss,
@@ -59,6 +76,13 @@ impl Fault {
         Self::Partition,
         Self::WallJump,
         Self::NameInUse,
+        Self::OutputFull,
+        Self::OutputSyncFails,
+        Self::CrashInOutput,
+        Self::OutputSlow,
+        Self::CutPipe,
+        Self::ServerStop,
+        Self::BackupRestored,
     ];
 
     /// Its place in tables.
@@ -132,6 +156,8 @@ impl World {
                 let was_there = self.is_up(at);
                 self.machines[at].frozen = was_there;
                 self.machines[at].was_frozen |= was_there;
+                let held: Vec<Fence> = self.machines[at].children.keys().copied().collect();
+                self.oracle().unwatched(&held);
                 self.after(a_while, Happening::Thaws { at });
                 was_there
             }
@@ -145,7 +171,50 @@ impl World {
                 self.after(a_while, Happening::HasRoom { at });
                 true
             }
-            Fault::Cut | Fault::HalfOpen => self.cuts(at, fault == Fault::HalfOpen),
+            Fault::Cut | Fault::HalfOpen => {
+                let conn = self.machines[at].conn();
+                conn.is_some_and(|conn| self.cuts(conn, fault == Fault::HalfOpen))
+            }
+            Fault::CutPipe => {
+                let outlet = self.machines[at].outlet.as_ref();
+                let half_open = self.rng.chance(200);
+                let conn = outlet.and_then(Outlet::conn);
+                conn.is_some_and(|conn| self.cuts(conn, half_open))
+            }
+            Fault::ServerStop => {
+                let was_there = self.server.as_ref().is_some_and(|s| s.writer.is_some());
+                if was_there {
+                    self.server_stops();
+                }
+                was_there
+            }
+            Fault::BackupRestored => {
+                if self.backup.is_none() || self.rng.chance(300) {
+                    self.take_backup();
+                    return false;
+                }
+                self.restore_backup(a_while);
+                true
+            }
+            Fault::OutputFull => {
+                self.files.set_full(true);
+                self.after(a_while, Happening::DiskIsFine);
+                self.options.prints > 0
+            }
+            Fault::OutputSlow => {
+                self.output_slow = true;
+                self.after(a_while, Happening::DiskIsFine);
+                self.options.prints > 0
+            }
+            Fault::OutputSyncFails => {
+                self.files.fail_next_sync();
+                self.options.prints > 0
+            }
+            Fault::CrashInOutput => {
+                let operations = self.rng.below(12);
+                self.files.die_in(operations);
+                self.options.prints > 0
+            }
             Fault::Partition => {
                 self.machines[at].partitioned = true;
                 self.network.hold(at, true);
@@ -175,11 +244,8 @@ impl World {
         self.machines[at].session.is_some()
     }
 
-    /// A connection of that worker's breaks.
-    fn cuts(&mut self, at: usize, half_open: bool) -> bool {
-        let Some(conn) = self.machines[at].conn() else {
-            return false;
-        };
+    /// A connection breaks.
+    fn cuts(&mut self, conn: ConnId, half_open: bool) -> bool {
         let unaware = self.rng.pick(&[End::Server, End::Worker]);
         let mut told = [End::Server, End::Worker].map(|end| {
             let at = self.now + self.rng.between(self.options.latency);

@@ -8,17 +8,20 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::BytesMut;
 use hostler_engine::spec::Kind;
 use hostler_wire::decoder::Decoder;
-use hostler_wire::frame::{Challenge, Frame, Live, Login, Probe, ProbeReply, Role, Task, Work};
+use hostler_wire::frame::{
+    Challenge, Frame, Live, Login, LogsMode, Probe, ProbeReply, Role, Task, Work,
+};
 use hostler_wire::handshake::ClientHandshake;
 use hostler_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX};
 use hostler_wire::token::Token;
-use hostler_wire::{Detail, Fence, Outcome};
+use hostler_wire::{Detail, Fence, Outcome, Usage};
 use hostler_worker::session::{self, Effect, Ending, Event, Session};
 use hostler_worker::{Span, Time};
 
 use crate::disk::SharedOracle;
 use crate::network::{ConnId, End, Network, Piece};
-use crate::options::{MS, S};
+use crate::options::{MS, Options, S};
+use crate::outlet::Outlet;
 use crate::rng::Rng;
 use crate::workload::{Behaviour, INLINE, THREAD, Workload, plan_of_work};
 
@@ -27,6 +30,8 @@ const HANDSHAKE_TIME: u64 = 10 * S;
 const PAUSE_MIN: u64 = 100 * MS;
 const PAUSE_MAX: u64 = 5 * S;
 const START_ROUNDS: usize = 64;
+/// How long a worker that has ended waits for its output to be stored.
+const LAST_OUTPUT: u64 = 2 * S;
 
 /// A connection, as the worker sees it.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub(crate) struct Child {
     ends_at: Option<u64>,
     pub(crate) told: bool,
     is_handler: bool,
+    history: u32,
+    plan: u64,
 }
 
 /// See the module.
@@ -71,6 +78,10 @@ pub(crate) struct Machine {
     pub(crate) instance: u64,
     pub(crate) born: u64,
     pub(crate) session: Option<Session>,
+    /// While it lives.
+    pub(crate) outlet: Option<Outlet>,
+    /// It has ended and waits for its output, until then.
+    leaving: Option<u64>,
     line: Option<Line>,
     pub(crate) inbox: Vec<(ConnId, Piece)>,
     retry_at: u64,
@@ -83,8 +94,13 @@ pub(crate) struct Machine {
     pub(crate) partitioned: bool,
     pub(crate) no_room: bool,
     pub(crate) turn_at: Option<u64>,
-    /// What each report of this instance was about, from number 1.
-    pub(crate) reports: Vec<Fence>,
+    /// Of the server it speaks to.
+    history: u32,
+    last_epoch: u32,
+    /// In which history what it holds was given out.
+    births: BTreeMap<Fence, u32>,
+    /// What each report of this instance was about, from number 1, and in which history that was given out.
+    pub(crate) reports: Vec<(Fence, u32)>,
     /// It was stopped in mid-run at some time: what it did not do then is not its session's fault.
     pub(crate) was_frozen: bool,
     effects: session::Effects,
@@ -104,6 +120,8 @@ pub(crate) struct Around<'a> {
     pub(crate) deliveries: &'a mut Vec<(ConnId, End, u64)>,
     /// Children to end by themselves: serial, fence, when.
     pub(crate) endings: &'a mut Vec<(u64, Fence, u64)>,
+    /// Children that print: serial, fence, when.
+    pub(crate) printings: &'a mut Vec<(u64, Fence, u64)>,
     pub(crate) next_serial: &'a mut u64,
     /// In peace nothing hangs for ever.
     pub(crate) at_peace: bool,
@@ -111,13 +129,13 @@ pub(crate) struct Around<'a> {
 }
 
 impl Around<'_> {
-    fn oracle(&self) -> std::sync::MutexGuard<'_, crate::oracle::Oracle> {
+    pub(crate) fn oracle(&self) -> std::sync::MutexGuard<'_, crate::oracle::Oracle> {
         self.oracle
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn send(&mut self, conn: ConnId, piece: Piece) {
+    pub(crate) fn send(&mut self, conn: ConnId, piece: Piece) {
         let at = self.now + self.rng.between(self.latency);
         if let Some(at) = self.network.send(conn, End::Server, piece, at) {
             self.deliveries.push((conn, End::Server, at));
@@ -138,6 +156,8 @@ impl Machine {
             instance: 0,
             born: 0,
             session: None,
+            outlet: None,
+            leaving: None,
             line: None,
             inbox: Vec::new(),
             retry_at: 0,
@@ -149,6 +169,9 @@ impl Machine {
             partitioned: false,
             no_room: false,
             turn_at: None,
+            history: 0,
+            last_epoch: 0,
+            births: BTreeMap::new(),
             reports: Vec::new(),
             was_frozen: false,
             effects: Vec::new(),
@@ -157,7 +180,7 @@ impl Machine {
     }
 
     /// A new process with a new instance number. What an earlier one left behind is found and ended.
-    pub(crate) fn boot(&mut self, now: u64, instance: u64) {
+    pub(crate) fn boot(&mut self, now: u64, instance: u64, options: &Options) {
         self.instance = instance;
         self.born = now;
         let config = session::Config {
@@ -168,6 +191,9 @@ impl Machine {
             inline: HashSet::from([INLINE.to_owned()]),
         };
         self.session = Some(Session::new(config, self.time(now)));
+        let spool = options.spool.clone();
+        self.outlet = Some(Outlet::new(spool, now, options.spill_fails));
+        self.leaving = None;
         self.line = None;
         self.inbox.clear();
         self.retry_at = now;
@@ -176,15 +202,23 @@ impl Machine {
         self.ended.clear();
         self.drains = 0;
         self.reports.clear();
+        self.births.clear();
+        self.last_epoch = 0;
         self.was_frozen = false;
     }
 
     /// The process is gone. Says which connection it leaves.
-    pub(crate) fn die(&mut self) -> Option<ConnId> {
+    pub(crate) fn die(&mut self, oracle: &SharedOracle) -> Vec<ConnId> {
         self.session = None;
         self.ended.clear();
         self.inbox.clear();
-        self.line.take().map(|line| line.conn)
+        let (pipe, unsettled) = self.outlet.take().map(Outlet::die).unwrap_or_default();
+        let mut oracle = oracle
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        oracle.prints.forgotten(&unsettled);
+        let line = self.line.take().map(|line| line.conn);
+        line.into_iter().chain(pipe).collect()
     }
 
     pub(crate) fn conn(&self) -> Option<ConnId> {
@@ -196,7 +230,7 @@ impl Machine {
     }
 
     /// When it wants a turn if nothing comes.
-    pub(crate) fn next_turn(&self) -> Option<u64> {
+    pub(crate) fn next_turn(&self, now: u64) -> Option<u64> {
         let session = self.session.as_ref()?;
         let due = session.next_deadline().map(|due| self.born + due.us());
         let line = match &self.line {
@@ -204,7 +238,15 @@ impl Machine {
             Some(line) if !matches!(line.stage, Stage::Ready) => Some(line.deadline),
             Some(_) => None,
         };
-        due.into_iter().chain(line).min()
+        let outlet = self
+            .outlet
+            .as_ref()
+            .and_then(|outlet| outlet.next_turn(now));
+        due.into_iter()
+            .chain(line)
+            .chain(outlet)
+            .chain(self.leaving)
+            .min()
     }
 
     /// One turn of the loop. True when the process has ended.
@@ -214,21 +256,74 @@ impl Machine {
             self.tell(Event::Drain, around);
         }
         self.listen(around);
-        for (fence, ending) in std::mem::take(&mut self.ended) {
+        self.read_pipes(around);
+        for (fence, mut ending) in std::mem::take(&mut self.ended) {
+            let outlet = self.outlet.as_mut().expect("it lives");
+            if let Some([stdout, stderr]) = outlet.close(fence, around)
+                && let Ending::Done {
+                    detail: Some(detail),
+                    ..
+                } = &mut ending
+            {
+                detail.usage = Some(Usage {
+                    stdout_bytes: stdout,
+                    stderr_bytes: stderr,
+                    ..Usage::default()
+                });
+            }
             self.tell(Event::Ended { fence, ending }, around);
         }
         let time = self.time(around.now);
         let session = self.session.as_ref().expect("it lives");
         if session.next_deadline().is_some_and(|due| due <= time) {
+            self.tell_signs(around);
             self.tell(Event::Tick, around);
         }
-        let over = self.finish_turn(around);
+        if self.finish_turn(around) {
+            // What is still in the spool has a while.
+            self.leaving.get_or_insert(around.now + LAST_OUTPUT);
+        }
+        let wants_login = self.outlet.as_ref().is_some_and(Outlet::wants_login);
+        let login = wants_login.then(|| self.login(around));
+        let place = (self.at, self.partitioned);
+        let outlet = self.outlet.as_mut().expect("it lives");
+        outlet.turn(login.as_ref(), place, around);
+        let over = self
+            .leaving
+            .is_some_and(|until| around.now >= until || outlet.is_sent());
         if around.check
             && let Some(session) = &self.session
         {
             session.check();
         }
         over
+    }
+
+    fn read_pipes(&mut self, around: &mut Around<'_>) {
+        let outlet = self.outlet.as_mut().expect("it lives");
+        if outlet.printing.is_empty() {
+            return;
+        }
+        for (fence, serial, ends) in outlet.read_pipes(around) {
+            around.printings.push((serial, fence, around.now + 1));
+            if ends && let Some(child) = self.children.get_mut(&fence) {
+                let at = around.now + 2;
+                child.ends_at = Some(at);
+                around.endings.push((child.serial, fence, at));
+            }
+        }
+    }
+
+    /// Before the session ends silent attempts, it hears of what they printed.
+    fn tell_signs(&mut self, around: &mut Around<'_>) {
+        let session = self.session.as_ref().expect("it lives");
+        for fence in session.suspects(self.time(around.now)) {
+            let outlet = self.outlet.as_ref().expect("it lives");
+            if let Some(at) = outlet.active_at(fence, around.now) {
+                let at = self.time(at);
+                self.tell(Event::Active { fence, at }, around);
+            }
+        }
     }
 
     fn dial(&mut self, around: &mut Around<'_>) {
@@ -261,6 +356,11 @@ impl Machine {
     fn listen(&mut self, around: &mut Around<'_>) {
         let mut heard = false;
         for (conn, piece) in std::mem::take(&mut self.inbox) {
+            let outlet = self.outlet.as_mut().expect("it lives");
+            if outlet.conn() == Some(conn) {
+                outlet.inbox.push((conn, piece));
+                continue;
+            }
             if self.conn() != Some(conn) {
                 continue;
             }
@@ -289,7 +389,17 @@ impl Machine {
             self.events += 1;
             match (&line.stage, frame) {
                 (_, Frame::Refused(_) | Frame::NotLeader(_)) => self.disconnect(around),
-                (Stage::Ready, frame) => self.tell(Event::Received(frame), around),
+                (Stage::Ready, frame) => {
+                    if let Frame::Assign(assign) = &frame {
+                        let session = self.session.as_ref().expect("it lives");
+                        for fence in assign.jobs.iter().map(|job| job.fence) {
+                            if session.started(fence).is_none() {
+                                self.births.insert(fence, self.history);
+                            }
+                        }
+                    }
+                    self.tell(Event::Received(frame), around);
+                }
                 (_, frame) => self.shake(frame, around),
             }
         }
@@ -310,6 +420,11 @@ impl Machine {
                 line.decoder.accept_up_to(FRAME_BYTES_MAX);
                 line.stage = Stage::Ready;
                 self.pause = PAUSE_MIN;
+                let outlet = self.outlet.as_mut().expect("it lives");
+                outlet.follow(Some(welcome.session), around);
+                self.passes_over_a_history(&challenge, around);
+                let nonce = challenge.epoch_nonce;
+                self.history = u32::from_le_bytes([nonce[4], nonce[5], nonce[6], nonce[7]]);
                 let connected = Event::Connected {
                     beat: Span::from_ms(welcome.beat_ms.into()),
                     lease: Span::from_ms(welcome.grace_ms.into()),
@@ -330,7 +445,9 @@ impl Machine {
         } = session.resume();
         let mut oracle = around.oracle();
         for held in held.iter().filter(|held| held.started) {
-            oracle.truths.entry(held.fence).or_default().said_started = true;
+            if let Some(truth) = oracle.truth(held.fence, self.birth(held.fence)) {
+                truth.said_started = true;
+            }
         }
         Login {
             proof: [0; 32],
@@ -349,6 +466,24 @@ impl Machine {
         }
     }
 
+    /// A restored backup that was started so often meanwhile that its number is above any this worker knows: nobody
+    /// tells the worker, and what it still spools is not judged.
+    fn passes_over_a_history(&mut self, challenge: &Challenge, around: &Around<'_>) {
+        let nonce = challenge.epoch_nonce;
+        let history = u32::from_le_bytes([nonce[4], nonce[5], nonce[6], nonce[7]]);
+        let epoch = challenge.epoch.raw();
+        if history != self.history && epoch > self.last_epoch {
+            let outlet = self.outlet.as_mut().expect("it lives");
+            outlet.forget_of_other_histories(history, around);
+        }
+        self.last_epoch = epoch;
+    }
+
+    /// In which history an attempt was given out.
+    fn birth(&self, fence: Fence) -> u32 {
+        self.births.get(&fence).copied().unwrap_or(self.history)
+    }
+
     /// The line is gone: try again later.
     fn disconnect(&mut self, around: &mut Around<'_>) {
         self.leave(around);
@@ -356,6 +491,9 @@ impl Machine {
     }
 
     fn leave(&mut self, around: &mut Around<'_>) {
+        if let Some(outlet) = &mut self.outlet {
+            outlet.follow(None, around);
+        }
         let Some(line) = self.line.take() else {
             return;
         };
@@ -411,7 +549,14 @@ impl Machine {
                     Effect::Reconnect(_) => self.leave(around),
                     Effect::Exit(_) => exits = true,
                     Effect::Answer(probe) => self.answer(&probe, around),
-                    Effect::Forget(_) => {}
+                    Effect::ForgetSince(epoch) => {
+                        let outlet = self.outlet.as_mut().expect("it lives");
+                        outlet.forget_since(epoch, around);
+                    }
+                    Effect::Forget(fence) => {
+                        let outlet = self.outlet.as_mut().expect("it lives");
+                        outlet.forget(fence, around);
+                    }
                 }
             }
             if self.effects.is_empty() {
@@ -425,23 +570,33 @@ impl Machine {
         if let Frame::Reports(batch) = &frame {
             let mut oracle = around.oracle();
             for (number, report) in (batch.first..).zip(&batch.reports) {
-                oracle.reports(report, self.instance);
+                // Of another history it is made in nobody's name.
+                let is_nobodys = report.fence.epoch.raw() == 0;
+                if !is_nobodys {
+                    oracle.reports(report, self.instance, self.birth(report.fence));
+                }
                 let place = usize::try_from(number - 1).expect("few");
                 if let Some(known) = self.reports.get(place) {
-                    assert_eq!(*known, report.fence, "a report keeps its number");
+                    assert!(
+                        known.0 == report.fence || is_nobodys,
+                        "a report keeps its number"
+                    );
                 } else {
                     assert_eq!(
                         place,
                         self.reports.len(),
                         "reports are numbered without gaps"
                     );
-                    self.reports.push(report.fence);
+                    let birth = self.birth(report.fence);
+                    self.reports.push((report.fence, birth));
                 }
             }
         } else if let Frame::Started(started) = &frame {
             let mut oracle = around.oracle();
             for fence in &started.fences {
-                oracle.truths.entry(*fence).or_default().said_started = true;
+                if let Some(truth) = oracle.truth(*fence, self.birth(*fence)) {
+                    truth.said_started = true;
+                }
             }
         }
         if let Some(line) = &mut self.line {
@@ -462,8 +617,12 @@ impl Machine {
             told: false,
         };
         let at_once = if inline {
-            around.oracle().starts(fence, plan);
-            around.oracle().truths.entry(fence).or_default().ended = Some(Outcome::Succeeded);
+            let birth = self.birth(fence);
+            let mut oracle = around.oracle();
+            oracle.starts(fence, plan, birth);
+            if let Some(truth) = oracle.truth(fence, birth) {
+                truth.ended = Some(Outcome::Succeeded);
+            }
             Some(done(Outcome::Succeeded))
         } else if self.no_room {
             Some(Ending::NoRoom {
@@ -484,8 +643,11 @@ impl Machine {
         }
         {
             let mut oracle = around.oracle();
-            oracle.starts(fence, plan);
-            let said = oracle.truths[&fence].said_started;
+            let birth = self.birth(fence);
+            oracle.starts(fence, plan, birth);
+            let said = oracle
+                .truth(fence, birth)
+                .is_none_or(|truth| truth.said_started);
             assert!(said, "{fence:?} starts and its worker has not said so");
         }
         assert!(
@@ -506,18 +668,32 @@ impl Machine {
             ends_at: (!hangs).then_some(around.now + runs),
             told: false,
             is_handler: kind == Kind::Handler,
+            history: self.birth(fence),
+            plan,
         };
         if let Some(at) = child.ends_at {
             around.endings.push((child.serial, fence, at));
         }
+        if kind == Kind::Command && work.logs.mode != LogsMode::None {
+            let script = around.workload.script(plan, fence.attempt);
+            let pause = (runs / script.len() as u64).max(1);
+            let serial = child.serial;
+            let what = (fence, plan, serial, self.birth(fence));
+            let outlet = self.outlet.as_mut().expect("it lives");
+            outlet.begin(what, work.logs, script, pause, around);
+            let at = around.now + around.rng.below(pause);
+            around.printings.push((serial, fence, at));
+        }
         self.children.insert(fence, child);
     }
 
-    /// What it runs of what was asked for. Processes of ours are silent from their start on.
+    /// What it runs of what was asked for.
     fn answer(&mut self, probe: &Probe, around: &Around<'_>) {
         let session = self.session.as_ref().expect("it lives");
         let lives = probe.fences.iter().filter_map(|&fence| {
-            let since = self.children.get(&fence).map(|child| child.since);
+            let outlet = self.outlet.as_ref().expect("it lives");
+            let active = outlet.active_at(fence, around.now);
+            let since = active.or_else(|| self.children.get(&fence).map(|child| child.since));
             Some(Live {
                 fence: Some(fence),
                 started: session.started(fence)?,
@@ -538,7 +714,9 @@ impl Machine {
             return;
         };
         child.told = true;
-        around.oracle().truths.entry(fence).or_default().told = true;
+        if let Some(truth) = around.oracle().truth(fence, child.history) {
+            truth.told = true;
+        }
         let outcome = if force && !child.behaviour.unkillable {
             Outcome::Signalled { signal: 9 }
         } else if let Some(outcome) = child.behaviour.on_term {
@@ -565,13 +743,21 @@ impl Machine {
         if child.serial != serial {
             return false;
         }
+        if !child.told
+            && let Some(outlet) = &mut self.outlet
+            && outlet.holds_back(fence)
+        {
+            return false;
+        }
         self.children.remove(&fence);
         let mut oracle = oracle
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let truth = oracle.truths.entry(fence).or_default();
-        truth.ended = Some(child.outcome);
-        truth.told = child.told;
+        if let Some(truth) = oracle.truth(fence, child.history) {
+            truth.ended = Some(child.outcome);
+            truth.told = child.told;
+            oracle.stops(fence, child.plan);
+        }
         if self.session.is_none() {
             return false;
         }
@@ -588,6 +774,11 @@ impl Machine {
     pub(crate) fn orphan(&mut self, rng: &mut Rng) {
         self.children
             .retain(|_, child| !child.is_handler && rng.chance(500));
+    }
+
+    /// Whatever it printed is stored.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.outlet.as_ref().is_none_or(Outlet::is_settled)
     }
 
     /// Something hangs for ever: a person must see to it.

@@ -1,7 +1,8 @@
 //! The simulator: whole clusters in virtual time from one seed.
 //!
-//! Real in it: the engine and its lanes, dispatch and writer turn by turn, recovery, the worker's session, the codec, the
-//! handshake, the in-memory store behind the seam. Models: time, disk, network, processes, people. The oracle looks on.
+//! Real in it: the engine and its lanes, dispatch, writer and output turn by turn, recovery, segments, the worker's session
+//! and spool, the codec, the handshake, the in-memory store behind the seam. Models: time, disks, network, processes, people.
+//! The oracle looks on.
 //!
 //! ```text
 //! sim --seconds 60              fresh seeds for a minute
@@ -17,12 +18,17 @@
 
 mod disk;
 mod faults;
+mod files;
+mod follow;
 mod frames;
 mod machine;
 mod network;
 mod options;
 mod oracle;
 mod order;
+mod outlet;
+mod printed;
+mod restart;
 mod rng;
 mod runner;
 mod server;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use hostler_server::config::Durability;
+use hostler_worker::SpoolLimits;
 
 use crate::faults::Fault;
 use crate::rng::Rng;
@@ -43,6 +44,16 @@ pub(crate) struct Options {
     pub(crate) wake: (u64, u64),
     /// Mean time between two faults of a kind; none at 0.
     pub(crate) faults: [u64; Fault::ALL.len()],
+    /// Of a thousand commands, those whose output is wanted.
+    pub(crate) prints: u64,
+    /// Bytes of one write of theirs, at most.
+    pub(crate) print_max: u64,
+    /// Most bytes kept of an attempt.
+    pub(crate) output_bytes_max: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) spool: SpoolLimits,
+    /// One write in so many to the spool's files fails; none at 0.
+    pub(crate) spill_fails: u64,
     /// The engine's invariants are looked at after every so many turns, the sessions' likewise.
     pub(crate) check_every: u64,
     /// The parts' own invariants are looked at too; the order of what is given out always is.
@@ -93,6 +104,18 @@ impl Options {
             commit: rng.pick(&[(50, 300), (MS, 8 * MS), (MS, 200 * MS)]),
             wake: rng.pick(&[(1, 50), (1, 50), (10, 5 * MS)]),
             faults,
+            prints: rng.pick(&[0, 100, 300, 900]),
+            print_max: rng.pick(&[40, 600, 5_000]),
+            output_bytes_max: rng.pick(&[4_096, 20_000, 1 << 20]),
+            segment_bytes: rng.pick(&[8 << 10, 64 << 10]),
+            spool: SpoolLimits {
+                memory_bytes: rng.pick(&[4 << 10, 32 << 10, 1 << 20]),
+                attempt_memory_bytes: rng.pick(&[2 << 10, 64 << 10]),
+                file_bytes: rng.pick(&[0, 300 << 10, 4 << 20]),
+                attempt_file_bytes: rng.pick(&[8 << 10, 200 << 10]),
+                directory: std::path::PathBuf::new(),
+            },
+            spill_fails: rng.pick(&[0, 0, 0, 7]),
             check_every: 50,
             parts_check: true,
         }
@@ -120,6 +143,12 @@ impl fmt::Display for Options {
             commit,
             wake,
             faults,
+            prints,
+            print_max,
+            output_bytes_max,
+            segment_bytes,
+            spool,
+            spill_fails,
             check_every,
             parts_check: _,
         } = self;
@@ -143,6 +172,11 @@ impl fmt::Display for Options {
         writeln!(
             f,
             "  latency {latency:?} us, commit {commit:?} us, wake-up {wake:?} us"
+        )?;
+        writeln!(
+            f,
+            "  {prints} of 1000 commands print up to {print_max} bytes at a time, {output_bytes_max} are kept in segments of \
+             {segment_bytes}; one write in {spill_fails} fails of {spool:?}"
         )?;
         for (fault, every) in Fault::ALL.iter().zip(faults) {
             if *every > 0 {

@@ -16,8 +16,9 @@ use hostler_engine::{Fact, Span, Time, When};
 use hostler_server::config::Durability;
 use hostler_server::store::seam::{Commit, EndRecord, NewJob};
 use hostler_wire::frame::Report;
-use hostler_wire::{Epoch, Fence, JobId, JobState, Outcome, Reason, WorkerId};
+use hostler_wire::{Attempt, Epoch, Fence, JobId, JobState, Outcome, Reason, WorkerId};
 
+use crate::printed::Prints;
 use crate::workload::plan_of;
 
 /// A job as the disk has it.
@@ -50,6 +51,8 @@ struct Current {
     fence: Fence,
     worker: WorkerId,
     started: bool,
+    /// How many backups had come back when it was given out.
+    history: u32,
 }
 
 /// Between TERM and KILL where a job does not say.
@@ -72,8 +75,23 @@ pub(crate) struct Truth {
     pub(crate) told: bool,
     /// The report that was made of it, and by which start of which worker.
     pub(crate) report: Option<(Outcome, bool, u64)>,
+    /// How many backups had come back when it was given out.
+    history: u32,
     /// A power cut took back what was known of it, and its worker may have forgotten it rightly.
     pub(crate) excused: bool,
+}
+
+/// What was on disk at a moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    jobs: BTreeMap<JobId, Job>,
+    taken: BTreeSet<JobId>,
+    made: BTreeMap<u64, Vec<JobId>>,
+    highest: u64,
+    asked_to_stop: BTreeSet<JobId>,
+    workers: BTreeMap<WorkerId, u64>,
+    last_commit: (Epoch, u64),
+    live: usize,
 }
 
 /// See the module.
@@ -89,6 +107,7 @@ pub(crate) struct Oracle {
     /// Jobs that went with the power before they were synced.
     taken: BTreeSet<JobId>,
     pub(crate) truths: BTreeMap<Fence, Truth>,
+    pub(crate) prints: Prints,
     /// By plan: the jobs made of it.
     pub(crate) made: BTreeMap<u64, Vec<JobId>>,
     highest: u64,
@@ -98,6 +117,10 @@ pub(crate) struct Oracle {
     workers: BTreeMap<WorkerId, u64>,
     last_commit: (Epoch, u64),
     live: usize,
+    /// How many backups have come back: what was given out before is of another history.
+    pub(crate) history: u32,
+    /// Processes that run under the eyes of their workers, of jobs that must not run twice at once.
+    alone: BTreeMap<u64, Vec<Fence>>,
     pub(crate) facts: u64,
     pub(crate) submitted: u64,
     pub(crate) ended: u64,
@@ -113,12 +136,15 @@ impl Oracle {
             unsynced: BTreeMap::new(),
             taken: BTreeSet::new(),
             truths: BTreeMap::new(),
+            prints: Prints::default(),
             made: BTreeMap::new(),
             highest: 0,
             asked_to_stop: BTreeSet::new(),
             workers: BTreeMap::new(),
             last_commit: (Epoch::new(0), 0),
             live: 0,
+            history: 0,
+            alone: BTreeMap::new(),
             facts: 0,
             submitted: 0,
             ended: 0,
@@ -147,8 +173,78 @@ impl Oracle {
         }
     }
 
+    /// What is on disk now, to come back to.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            jobs: self.jobs.clone(),
+            taken: self.taken.clone(),
+            made: self.made.clone(),
+            highest: self.highest,
+            asked_to_stop: self.asked_to_stop.clone(),
+            workers: self.workers.clone(),
+            last_commit: self.last_commit,
+            live: self.live,
+        }
+    }
+
+    /// An older state of the disk is the truth again. What was given out since is nobody's.
+    pub(crate) fn restore(&mut self, known: &Snapshot) {
+        let Snapshot {
+            jobs,
+            taken,
+            made,
+            highest,
+            asked_to_stop,
+            workers,
+            last_commit,
+            live,
+        } = known.clone();
+        let current: BTreeMap<Fence, u32> = jobs
+            .values()
+            .filter_map(|job| job.current.map(|current| (current.fence, current.history)))
+            .collect();
+        // Attempts are counted upwards, so up to that number they were given out before.
+        let was_out = |fence: &Fence| {
+            let job = jobs.get(&fence.job);
+            job.is_some_and(|job| job.attempt >= fence.attempt.raw())
+        };
+        self.truths.retain(|fence, _| was_out(fence));
+        for (fence, history) in &current {
+            // Its end may have been acknowledged, and is forgotten everywhere.
+            let truth = self.truths.entry(*fence).or_default();
+            truth.history = *history;
+            truth.report = None;
+            truth.excused = true;
+        }
+        self.prints.restore(was_out);
+        (self.jobs, self.taken, self.made) = (jobs, taken, made);
+        (self.highest, self.live) = (highest, live);
+        (self.asked_to_stop, self.workers) = (asked_to_stop, workers);
+        self.last_commit = last_commit;
+        self.unsynced.clear();
+        self.alone.clear();
+    }
+
+    /// Their worker does not see them any more, or stands still: it cannot end them.
+    pub(crate) fn unwatched(&mut self, fences: &[Fence]) {
+        for alone in self.alone.values_mut() {
+            alone.retain(|fence| !fences.contains(fence));
+        }
+    }
+
+    /// A process of it has ended.
+    pub(crate) fn stops(&mut self, fence: Fence, plan: u64) {
+        if let Some(alone) = self.alone.get_mut(&plan) {
+            alone.retain(|other| *other != fence);
+        }
+    }
+
     /// The power went: what was not synced is gone.
     pub(crate) fn lose_power(&mut self) {
+        if self.durability == Durability::Os {
+            // Nobody knows any more that they run.
+            self.alone.clear();
+        }
         for (id, before) in std::mem::take(&mut self.unsynced) {
             let Some(now) = self.jobs.remove(&id) else {
                 continue;
@@ -163,6 +259,7 @@ impl Oracle {
                     if let Some(current) = job.current {
                         // Its report may have been acknowledged, and is forgotten everywhere.
                         let truth = self.truths.entry(current.fence).or_default();
+                        truth.history = current.history;
                         truth.report = None;
                         truth.excused = true;
                     }
@@ -238,6 +335,7 @@ impl Oracle {
     }
 
     fn assigned(&mut self, epoch: Epoch, assigned: &Assigned) {
+        let history = self.history;
         for &(id, attempt) in &assigned.attempts {
             let at = assigned.at;
             let job = self.change(id);
@@ -280,6 +378,7 @@ impl Oracle {
                 },
                 worker: assigned.worker,
                 started: false,
+                history,
             });
         }
     }
@@ -568,22 +667,51 @@ impl Oracle {
     }
 
     /// A report is about to be acknowledged.
-    pub(crate) fn ack_leaves(&self, fence: Fence) {
-        let is_current = self.jobs.get(&fence.job).is_some_and(|job| {
-            job.end.is_none() && job.current.is_some_and(|current| current.fence == fence)
-        });
+    pub(crate) fn ack_leaves(&self, fence: Fence, history: u32) {
+        let is_it = |current: Current| current.fence == fence && current.history == history;
+        let is_current = self
+            .jobs
+            .get(&fence.job)
+            .is_some_and(|job| job.end.is_none() && job.current.is_some_and(is_it));
         assert!(
             !is_current,
             "the report of {fence:?} is acknowledged and its end is not on disk (P4)"
         );
     }
 
+    /// What is known of an attempt that was given out in that history; none if it is not this one's.
+    pub(crate) fn truth(&mut self, fence: Fence, history: u32) -> Option<&mut Truth> {
+        let now = self.history;
+        if history != now && !self.truths.contains_key(&fence) {
+            return None;
+        }
+        let truth = self.truths.entry(fence).or_insert_with(|| Truth {
+            history,
+            ..Truth::default()
+        });
+        (truth.history == history).then_some(truth)
+    }
+
     /// An attempt really starts, with that plan.
-    pub(crate) fn starts(&mut self, fence: Fence, plan: u64) {
+    pub(crate) fn starts(&mut self, fence: Fence, plan: u64, history: u32) {
+        if self.truth(fence, history).is_none() {
+            return;
+        }
         let job = self.jobs.get(&fence.job);
         // A power cut may take back what had not been synced, but nothing that runs already.
         if let Some(job) = job {
             assert_eq!(job.plan, plan, "{fence:?} runs another job's body");
+        }
+        let must_be_alone = job.is_some_and(|job| {
+            job.class.spec.stop_on_partition && job.class.spec.kind == Kind::Command
+        });
+        if must_be_alone {
+            let alone = self.alone.entry(plan).or_default();
+            assert!(
+                alone.is_empty(),
+                "{fence:?} starts, {alone:?} still runs, and its job must not run twice at once"
+            );
+            alone.push(fence);
         }
         let truth = self.truths.entry(fence).or_default();
         truth.starts += 1;
@@ -591,9 +719,11 @@ impl Oracle {
     }
 
     /// The worker's report of an attempt leaves for the first time.
-    pub(crate) fn reports(&mut self, report: &Report, instance: u64) {
+    pub(crate) fn reports(&mut self, report: &Report, instance: u64, history: u32) {
         let fence = report.fence;
-        let truth = self.truths.entry(fence).or_default();
+        let Some(truth) = self.truth(fence, history) else {
+            return;
+        };
         truth.said_started |= report.started;
         let said = (report.outcome, report.cancelled, instance);
         if let Some(before) = truth.report {
@@ -663,6 +793,31 @@ impl Oracle {
 
     pub(crate) fn live_count(&self) -> usize {
         self.live
+    }
+
+    /// The bytes that a job's end names are those its worker read: whoever waits for the end knows how much there is.
+    pub(crate) fn same_bytes(&self, id: JobId, end: &EndRecord) {
+        let usage = end.attempt.detail.as_ref().and_then(|detail| detail.usage);
+        let first = Fence {
+            job: id,
+            epoch: end.attempt.epoch,
+            attempt: Attempt::FIRST,
+        };
+        let printed = self
+            .prints
+            .of
+            .range(first..)
+            .take_while(|(fence, _)| (fence.job, fence.epoch) == (id, end.attempt.epoch))
+            .find(|(fence, _)| fence.attempt.raw() == end.attempt.number);
+        if let (Some(usage), Some((fence, printed))) = (usage, printed)
+            && printed.closed
+        {
+            assert_eq!(
+                [usage.stdout_bytes, usage.stderr_bytes],
+                printed.read,
+                "the end of {fence:?} says how much it printed"
+            );
+        }
     }
 
     /// The store's own word of an end, at the end of all.

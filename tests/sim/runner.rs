@@ -86,6 +86,8 @@ struct Args {
     trace: bool,
     keep_going: bool,
     check_every: Option<u64>,
+    /// A deliberate bug, in a build that has them.
+    bug: Option<String>,
 }
 
 pub(crate) fn main(args: impl Iterator<Item = String>) -> ExitCode {
@@ -93,7 +95,7 @@ pub(crate) fn main(args: impl Iterator<Item = String>) -> ExitCode {
         Ok(args) => go(&args),
         Err(why) => {
             print(&format!(
-                "{why}\nusage: sim [--seconds N] [--seed N] [--count N] [--trace] [--keep-going] [--check-every N]"
+                "{why}\nusage: sim [--seconds N] [--seed N] [--count N] [--trace] [--keep-going] [--check-every N] [--bug NAME]"
             ));
             ExitCode::from(2)
         }
@@ -112,6 +114,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
                 parsed.keep_going = true;
                 continue;
             }
+            "--bug" => {
+                parsed.bug = Some(args.next().ok_or("--bug needs its name")?);
+                continue;
+            }
             _ => {}
         }
         let place = match arg.as_str() {
@@ -128,9 +134,19 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
 }
 
 fn go(args: &Args) -> ExitCode {
+    #[cfg(feature = "mutations")]
+    if let Some(bug) = &args.bug {
+        hostler_wire::mutation::turn_on(Box::leak(bug.clone().into_boxed_str()));
+    }
+    #[cfg(not(feature = "mutations"))]
+    if args.bug.is_some() {
+        print("this build has no deliberate bugs: it takes --features mutations");
+        return ExitCode::from(2);
+    }
     let options = |seed| {
         let mut options = Options::of(seed);
         options.check_every = args.check_every.unwrap_or(options.check_every);
+        options.parts_check = args.bug.is_none();
         options
     };
     if args.trace {
@@ -199,6 +215,8 @@ impl Sum {
         for (sum, n) in self.tally.faults.iter_mut().zip(tally.faults) {
             *sum += n;
         }
+        self.tally.printed += tally.printed;
+        self.tally.compared += tally.compared;
     }
 
     pub(crate) fn report(&self, seconds: f64) -> String {
@@ -211,12 +229,16 @@ impl Sum {
         )]
         let rate = tally.events as f64 / seconds / 1e6;
         format!(
-            "{} seeds, {} jobs, {} commits, {} events in {seconds:.1} s of one core: {rate:.2} M events/s\n{} virtual hours\nfaults: {}",
+            "{} seeds, {} jobs, {} commits, {} events in {seconds:.1} s of one core: {rate:.2} M events/s\n{} virtual hours, \
+             {} bytes printed, {} bytes of output read and compared\n{} faults: {}",
             self.seeds,
             tally.jobs,
             tally.commits,
             tally.events,
             tally.virtual_us / 3_600_000_000,
+            tally.printed,
+            tally.compared,
+            tally.faults.iter().sum::<u64>(),
             faults.join(", ")
         )
     }

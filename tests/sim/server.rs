@@ -16,17 +16,20 @@ use hostler_server::config::{Config, Durability};
 use hostler_server::dispatch::{self, Dispatch, Message};
 use hostler_server::mailbox::{Receiver, Sender, Wake, mailbox};
 use hostler_server::net::{self, Arrival, BEAT_MS, Post};
+use hostler_server::output::{self, Answer, Keeper, PipeId, Ways};
 use hostler_server::server::{engine_config, recover};
 use hostler_server::store::reader::{self, Query};
 use hostler_server::store::seam::{Opening, Read, Store};
 use hostler_server::store::writer::{self, Notice, Write, Writer};
 use hostler_wire::SessionId;
 use hostler_wire::decoder::Decoder;
-use hostler_wire::frame::{Beat, Frame, Refused, Role, Welcome};
+use hostler_wire::frame::{Beat, Frame, RefuseCode, Refused, Role, Welcome};
 use hostler_wire::handshake::{Identity, ServerHandshake, Verifier};
 use hostler_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX};
+use tokio::sync::oneshot;
 
 use crate::disk::ModelStore;
+use crate::files::ModelFiles;
 use crate::network::ConnId;
 use crate::options::Options;
 
@@ -48,6 +51,8 @@ enum Stage {
     Hello,
     Login(Box<ServerHandshake>),
     Control(SessionId),
+    /// Output, and of which session's worker.
+    Pipe(PipeId, SessionId),
 }
 
 /// What the wire thread wants done on a connection.
@@ -61,6 +66,8 @@ pub(crate) enum Said {
 /// See the module.
 pub(crate) struct Server {
     pub(crate) opening: Opening,
+    /// Which start this is; epochs may come again with a backup.
+    pub(crate) life: u32,
     pub(crate) clock: Clock,
     pub(crate) dispatch: Dispatch,
     pub(crate) tell: dispatch::Handle,
@@ -72,6 +79,22 @@ pub(crate) struct Server {
     pub(crate) queries: Receiver<Query>,
     pub(crate) reader: Box<dyn Read>,
     pub(crate) posts: Receiver<Post>,
+    pub(crate) output: output::Handle,
+    pub(crate) keeper: Keeper,
+    pipes: BTreeMap<PipeId, ConnId>,
+    /// A sync of output is under way.
+    pub(crate) storing: bool,
+    pub(crate) output_at: Option<u64>,
+    /// It was told to stop; dispatch answers when nothing is in flight.
+    pub(crate) stopping: Option<oneshot::Receiver<()>>,
+    /// Facts that dispatch has given to the writer.
+    pub(crate) facts_passed: u64,
+    /// Facts on disk when it started.
+    pub(crate) facts_before: u64,
+    /// It ends.
+    pub(crate) stopped: bool,
+    /// Dispatch has heard of that.
+    pub(crate) gives_nothing: bool,
     /// What dispatch is still to be told of recovery.
     staged: VecDeque<Message>,
     becoming: Option<Box<writer::Parts>>,
@@ -100,13 +123,17 @@ impl Server {
     /// Opens the disk, and tells dispatch the first part of what it remembers.
     pub(crate) fn start(
         mut store: ModelStore,
+        files: &ModelFiles,
         options: &Options,
         readings: &'static Readings,
         verifier: Verifier,
-    ) -> Self {
+    ) -> Option<Self> {
         let opening = store.opening().clone();
         let clock = Clock::resume_given(readings, opening.stamp);
         let config = config(options);
+        let (post_sender, posts) = mailbox(&Wake::parking());
+        let net = net::Handle::new(post_sender);
+        let (output, keeper) = open_output(files, options, clock, &net)?;
         let wake = Wake::parking();
         let (messages, message_inbox) = mailbox(&wake);
         let (asks, ask_inbox) = mailbox(&wake);
@@ -114,7 +141,6 @@ impl Server {
         let (writes, write_inbox) = mailbox(&Wake::parking());
         let (fact_sender, facts) = mailbox(&Wake::parking());
         let (query_sender, queries) = mailbox(&Wake::parking());
-        let (post_sender, posts) = mailbox(&Wake::parking());
         let submit = writer::Handle::new(writes.clone(), config.limits.intake_bytes_max);
         let lanes = Arc::new(Lanes::new());
         let resident_bytes = Arc::<AtomicUsize>::default();
@@ -126,7 +152,7 @@ impl Server {
             resident_bytes: Arc::clone(&resident_bytes),
             writer: writer::Handle::new(fact_sender, usize::MAX),
             reader: reader::Handle::new(query_sender),
-            net: net::Handle::new(post_sender),
+            net,
             clock,
             epochs: opening.epochs.clone(),
             probe_timeout: Span::from_millis(250),
@@ -176,13 +202,14 @@ impl Server {
             durability: options.durability,
             limits: config.limits,
         };
-        Self {
+        Some(Self {
             identity: Identity {
                 cluster: opening.cluster,
                 epoch: opening.epoch,
                 epoch_nonce: opening.epoch_nonce,
             },
             opening,
+            life: 0,
             clock,
             dispatch,
             tell,
@@ -193,6 +220,16 @@ impl Server {
             queries,
             reader,
             posts,
+            output,
+            keeper,
+            pipes: BTreeMap::new(),
+            storing: false,
+            output_at: None,
+            stopping: None,
+            facts_passed: 0,
+            facts_before: 0,
+            stopped: false,
+            gives_nothing: false,
             staged: scan.into(),
             becoming: Some(Box::new(becoming)),
             port_open: false,
@@ -211,7 +248,7 @@ impl Server {
             turns: 0,
             check_at: options.check_every,
             spare: Vec::new(),
-        }
+        })
     }
 
     /// The next step of a start: the port opens, then part after part of the scan, at last it is ready. False after that.
@@ -231,14 +268,20 @@ impl Server {
         self.writer.is_none()
     }
 
+    /// Whether it hears what comes there: a stopping one lets nobody new in.
+    pub(crate) fn takes(&self, conn: ConnId) -> bool {
+        self.port_open && (self.stopping.is_none() || self.lines.contains_key(&conn))
+    }
+
     /// What dispatch has just given to the writer.
-    pub(crate) fn pass_facts(&self, look: &mut dyn FnMut(&[Fact])) {
+    pub(crate) fn pass_facts(&mut self, look: &mut dyn FnMut(&[Fact])) {
         let mut writes = Vec::new();
         if self.facts.drain(&mut writes, usize::MAX) == 0 {
             return;
         }
         for write in writes {
             if let Write::Facts { facts, .. } = &write {
+                self.facts_passed += facts.len() as u64;
                 look(facts);
             }
             self.writes.send(write);
@@ -260,7 +303,7 @@ impl Server {
         });
         line.decoder.buffer().extend_from_slice(bytes);
         let mut frames = Vec::new();
-        let mut count = 0;
+        let (mut count, weight) = (0, bytes.len());
         loop {
             let Some(line) = self.lines.get_mut(&conn) else {
                 return count;
@@ -270,13 +313,19 @@ impl Server {
                 break;
             };
             count += 1;
-            if let Stage::Control(_) = line.stage {
+            if let Stage::Control(_) | Stage::Pipe(..) = line.stage {
                 frames.push(frame);
             } else {
                 self.greet(conn, frame, now, out);
             }
         }
         let line = self.lines.get_mut(&conn).expect("looked at just now");
+        if let Stage::Pipe(pipe, _) = line.stage {
+            if !frames.is_empty() {
+                self.output.frames(pipe, frames, weight);
+            }
+            return count;
+        }
         if let Stage::Control(session) = line.stage
             && (!frames.is_empty() || now.since(line.heard) >= SIGN_OF_LIFE)
         {
@@ -301,20 +350,18 @@ impl Server {
                 line.decoder.accept_up_to(HANDSHAKE_FRAME_BYTES_MAX);
                 out.push(Said::Bytes(conn, encoded(&Frame::Challenge(challenge))));
             }
+            (Stage::Login(handshake), Frame::Login(login)) if handshake.role() == Role::Output => {
+                handshake.login(&login).expect("the worker is ours");
+                self.open_pipe(conn, login.session, out);
+            }
             (Stage::Login(handshake), Frame::Login(login)) => {
-                assert_eq!(handshake.role(), Role::Control);
                 handshake.login(&login).expect("the worker is ours");
                 let session = SessionId::new(line.number);
                 line.stage = Stage::Control(session);
                 line.heard = now;
                 line.decoder.accept_up_to(FRAME_BYTES_MAX);
                 self.sessions.insert(session, conn);
-                let welcome = Frame::Welcome(Welcome {
-                    session,
-                    beat_ms: BEAT_MS,
-                    grace_ms: self.grace_ms,
-                    result_bytes_max: 256 << 10,
-                });
+                let welcome = Frame::Welcome(self.welcome(session));
                 out.push(Said::Bytes(conn, encoded(&welcome)));
                 let arrival = Arrival::Joined { session, login };
                 self.tell.tell(Message::Worker(arrival));
@@ -323,13 +370,67 @@ impl Server {
         }
     }
 
+    /// A worker has one pipe: the newer one, and while its session lasts.
+    fn open_pipe(&mut self, conn: ConnId, session: Option<SessionId>, out: &mut Vec<Said>) {
+        let session = session.filter(|session| self.sessions.contains_key(session));
+        let Some(session) = session else {
+            let refused = Frame::Refused(Refused {
+                code: RefuseCode::NoSession,
+                message: "it has ended".to_owned(),
+            });
+            self.lines.remove(&conn);
+            out.push(Said::Bytes(conn, encoded(&refused)));
+            return out.push(Said::Close(conn));
+        };
+        self.close_pipe_of(session, out);
+        let line = self.lines.get_mut(&conn).expect("it has just spoken");
+        let pipe = line.number;
+        line.stage = Stage::Pipe(pipe, session);
+        line.decoder.accept_up_to(FRAME_BYTES_MAX);
+        self.pipes.insert(pipe, conn);
+        let welcome = Frame::Welcome(self.welcome(session));
+        out.push(Said::Bytes(conn, encoded(&welcome)));
+    }
+
+    fn close_pipe_of(&mut self, session: SessionId, out: &mut Vec<Said>) {
+        let is_its = |line: &Line| matches!(line.stage, Stage::Pipe(_, of) if of == session);
+        let conns: Vec<ConnId> = self
+            .lines
+            .iter()
+            .filter(|(_, line)| is_its(line))
+            .map(|(conn, _)| *conn)
+            .collect();
+        for conn in conns {
+            self.part(conn, out);
+            out.push(Said::Close(conn));
+        }
+    }
+
+    fn welcome(&self, session: SessionId) -> Welcome {
+        Welcome {
+            session,
+            beat_ms: BEAT_MS,
+            grace_ms: self.grace_ms,
+            result_bytes_max: 256 << 10,
+        }
+    }
+
     /// A connection is gone.
-    pub(crate) fn part(&mut self, conn: ConnId) {
-        if let Some(line) = self.lines.remove(&conn)
-            && let Stage::Control(session) = line.stage
-        {
-            self.sessions.remove(&session);
-            self.tell.tell(Message::Worker(Arrival::Left { session }));
+    pub(crate) fn part(&mut self, conn: ConnId, out: &mut Vec<Said>) {
+        let Some(line) = self.lines.remove(&conn) else {
+            return;
+        };
+        match line.stage {
+            Stage::Control(session) => {
+                self.sessions.remove(&session);
+                self.tell.tell(Message::Worker(Arrival::Left { session }));
+                self.close_pipe_of(session, out);
+            }
+            Stage::Pipe(pipe, _) => {
+                self.pipes.remove(&pipe);
+                self.output.pipe_closed(pipe);
+            }
+            Stage::Hello | Stage::Login(_) => {}
         }
     }
 
@@ -363,15 +464,22 @@ impl Server {
                         let refused = Frame::Refused(Refused { code, message });
                         out.push(Said::Bytes(conn, encoded(&refused)));
                         out.push(Said::Close(conn));
-                        self.part(conn);
+                        self.part(conn, out);
                     }
                 }
-                Post::Pipe { .. }
-                | Post::PipeTaken { .. }
-                | Post::PipeRefused { .. }
-                | Post::TokensChanged
-                | Post::StopAccepting
-                | Post::Stop => {}
+                Post::Pipe { pipe, bytes } => {
+                    if let Some(conn) = self.pipes.get(&pipe) {
+                        out.push(Said::Bytes(*conn, bytes));
+                    }
+                }
+                Post::PipeRefused { pipe } => {
+                    if let Some(&conn) = self.pipes.get(&pipe) {
+                        self.part(conn, out);
+                        out.push(Said::Close(conn));
+                    }
+                }
+                Post::PipeTaken { .. } | Post::TokensChanged | Post::StopAccepting | Post::Stop => {
+                }
             }
         }
         self.spare = posts;
@@ -393,7 +501,8 @@ impl Server {
     /// Nothing is under way inside it.
     pub(crate) fn is_idle(&self) -> bool {
         let writes = self.writer.as_ref().is_some_and(Writer::has_something);
-        !(self.committing || writes || self.dispatch.has_something())
+        let stores = self.storing || self.keeper.has_something();
+        !(self.committing || writes || stores || self.dispatch.has_something())
     }
 
     /// Reads what dispatch asked for.
@@ -414,6 +523,39 @@ pub(crate) fn encoded(frame: &Frame) -> BytesMut {
     let mut bytes = BytesMut::new();
     frame.encode(&mut bytes);
     bytes
+}
+
+/// None if its files cannot be opened now.
+fn open_output(
+    files: &ModelFiles,
+    options: &Options,
+    clock: Clock,
+    net: &net::Handle,
+) -> Option<(output::Handle, Keeper)> {
+    let years = std::time::Duration::from_secs(100 * 365 * 86_400);
+    let opened = output::Options {
+        dir: "output".into(),
+        files: Arc::new(files.clone()),
+        output_bytes_max: options.output_bytes_max,
+        segment_bytes: options.segment_bytes,
+        keep: years,
+        keep_failed: years,
+        total_bytes_max: 1 << 40,
+        linger: std::time::Duration::from_secs(10),
+    };
+    let net = net.clone();
+    let answers = Box::new(move |answers: &mut Vec<Answer>| {
+        net.post_all(answers.drain(..).map(Post::from));
+    });
+    let ends = Box::new(|_| -> output::PollEnds { Box::new(|| Some(None)) });
+    // Its keeper steps back for commits in a wait of its own: here none is under way in a turn.
+    let commits = Arc::default();
+    let ways = Ways {
+        answers,
+        ends,
+        commits,
+    };
+    output::open(opened, clock, ways).ok()
 }
 
 fn config(options: &Options) -> Config {

@@ -27,6 +27,8 @@ pub(crate) const THREAD: &str = "sleep";
 /// Jobs asked for together.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
+    /// Of a thousand commands, those whose output is wanted.
+    prints: u64,
     /// Plans are numbered: this is the first one's.
     pub(crate) first_plan: u64,
     pub(crate) jobs: Vec<Wish>,
@@ -67,6 +69,8 @@ pub(crate) struct Workload {
     run_max: u64,
     batch_max: u64,
     seed: u64,
+    prints: u64,
+    print_max: u64,
 }
 
 impl Workload {
@@ -79,7 +83,21 @@ impl Workload {
             run_max: options.run_max,
             batch_max: options.batch_max,
             seed: options.seed,
+            prints: options.prints,
+            print_max: options.print_max,
         }
+    }
+
+    /// What a process of that attempt writes, the last first: stream, bytes.
+    pub(crate) fn script(&self, plan: u64, attempt: Attempt) -> Vec<(usize, u64)> {
+        let mut rng = Rng::new(mix(self.seed ^ plan << 18 ^ u64::from(attempt.raw())) ^ 7);
+        let steps = rng.between((1, 6));
+        (0..steps)
+            .map(|_| {
+                let stream = usize::from(rng.chance(300));
+                (stream, rng.below(self.print_max))
+            })
+            .collect()
     }
 
     /// Somebody has something to do.
@@ -104,7 +122,9 @@ impl Workload {
             self.next_key += 1;
             Arc::from(format!("key {}", self.next_key).as_str())
         });
+        let prints = self.prints;
         Request {
+            prints,
             first_plan,
             jobs,
             classes,
@@ -172,7 +192,7 @@ impl Request {
                 deadline: wish.deadline,
                 sync: wish.sync,
                 retry_of: None,
-                body: body(plan, class),
+                body: body(plan, class, self.prints),
             }
         });
         let jobs: Vec<Draft> = drafts.collect();
@@ -206,7 +226,7 @@ pub(crate) fn plan_of_work(work: &Work) -> u64 {
     }
 }
 
-fn body(plan: u64, class: &ClassSpec) -> Bytes {
+fn body(plan: u64, class: &ClassSpec, prints: u64) -> Bytes {
     let task = match class.kind {
         Kind::Command => Task::Command(Command {
             argv: vec!["plan".to_owned(), plan.to_string()],
@@ -233,14 +253,25 @@ fn body(plan: u64, class: &ClassSpec) -> Bytes {
         } else {
             OnPartition::Keep
         },
-        logs: Logs {
-            mode: LogsMode::None,
-            limit_bytes: 1 << 20,
-            overflow: Overflow::Drop,
-        },
+        logs: logs(plan, prints),
         task,
     };
     work.encode()
+}
+
+/// What is to become of what it prints.
+fn logs(plan: u64, prints: u64) -> Logs {
+    let mut rng = Rng::new(mix(plan) ^ 11);
+    let mode = match rng.below(1_000) {
+        n if n >= prints => LogsMode::None,
+        n if n < prints / 8 => LogsMode::Stream,
+        _ => LogsMode::Keep,
+    };
+    Logs {
+        mode,
+        limit_bytes: rng.pick(&[4_096, 16_000, 1 << 20]),
+        overflow: rng.pick(&[Overflow::Drop, Overflow::Drop, Overflow::Block]),
+    }
 }
 
 fn class(rng: &mut Rng) -> ClassSpec {

@@ -26,12 +26,15 @@ use tokio::sync::oneshot;
 
 use crate::disk::{Fate, ModelStore, SharedOracle};
 use crate::faults::Fault;
+use crate::files::ModelFiles;
+use crate::follow::Follower;
 use crate::frames;
 use crate::machine::{Around, Machine};
 use crate::network::{ConnId, End, Network, Piece};
 use crate::options::{MS, Options, S};
 use crate::oracle::Oracle;
 use crate::order;
+use crate::restart::Backup;
 use crate::rng::Rng;
 use crate::server::{Said, Server};
 use crate::trace::Trace;
@@ -42,7 +45,7 @@ const WALL_MS: u64 = 1_764_000_000_000;
 /// Peace that lasts longer than this without an end of everything is a run that hangs.
 const PEACE_MAX: u64 = 6 * 3_600 * S;
 
-/// What happens at a moment. `u64`s named `epoch` say which start of the server is meant.
+/// What happens at a moment. `u32`s named `epoch` say which start of the server is meant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Happening {
     ServerStarts,
@@ -64,6 +67,27 @@ pub(crate) enum Happening {
     Post {
         epoch: u32,
     },
+    /// The output thread takes in what has come.
+    Gathers {
+        epoch: u32,
+    },
+    /// Its sync is done.
+    Stores {
+        epoch: u32,
+    },
+    KeepsHouse {
+        epoch: u32,
+    },
+    /// A stopping server has waited long enough for what it called back.
+    Settles {
+        epoch: u32,
+    },
+    Prints {
+        at: usize,
+        serial: u64,
+        fence: Fence,
+    },
+    Follows,
     Beat {
         epoch: u32,
     },
@@ -133,7 +157,7 @@ struct Asked {
 }
 
 /// A question about a job.
-enum Question {
+pub(crate) enum Question {
     Cancel {
         was_there: bool,
         answer: oneshot::Receiver<CancelAnswer>,
@@ -149,6 +173,8 @@ pub(crate) struct Tally {
     pub(crate) commits: u64,
     pub(crate) virtual_us: u64,
     pub(crate) faults: [u64; Fault::ALL.len()],
+    pub(crate) printed: u64,
+    pub(crate) compared: u64,
 }
 
 /// See the module.
@@ -159,10 +185,18 @@ pub(crate) struct World {
     heap: BinaryHeap<Reverse<Entry>>,
     seq: u64,
     readings: &'static Readings,
-    boot: u64,
+    pub(crate) boot: u64,
     booted_at: u64,
     pub(crate) wall_offset_ms: i64,
-    disk: Disk,
+    pub(crate) disk: Disk,
+    pub(crate) files: ModelFiles,
+    pub(crate) output_slow: bool,
+    pub(crate) backup: Option<Box<Backup>>,
+    /// How many backups have come back.
+    pub(crate) history: u32,
+    /// Starts of the server.
+    lives: u32,
+    pub(crate) followers: Vec<Follower>,
     pub(crate) fate: Arc<Fate>,
     pub(crate) oracle: SharedOracle,
     pub(crate) network: Network,
@@ -180,13 +214,14 @@ pub(crate) struct World {
     asked: Vec<Asked>,
     /// Requests that are not answered for good.
     unanswered: usize,
-    questions: Vec<(u32, JobId, Question)>,
-    promised: Vec<JobId>,
+    pub(crate) questions: Vec<(u32, JobId, Question)>,
+    pub(crate) promised: Vec<JobId>,
     pub(crate) peace: bool,
     token: Token,
     said: Vec<Said>,
     deliveries: Vec<(ConnId, End, u64)>,
     endings: Vec<(u64, Fence, u64)>,
+    printings: Vec<(u64, Fence, u64)>,
     pub(crate) tally: Tally,
     pub(crate) trace: Trace,
 }
@@ -216,6 +251,12 @@ impl World {
         }
         let mut world = Self {
             disk: Disk::new(options.seed),
+            files: ModelFiles::default(),
+            output_slow: false,
+            backup: None,
+            history: 0,
+            lives: 0,
+            followers: Vec::new(),
             oracle: Arc::new(Mutex::new(Oracle::new(
                 options.durability,
                 options.faults.iter().all(|every| *every == 0),
@@ -251,6 +292,7 @@ impl World {
             said: Vec::new(),
             deliveries: Vec::new(),
             endings: Vec::new(),
+            printings: Vec::new(),
             tally: Tally::default(),
             trace,
         };
@@ -268,6 +310,9 @@ impl World {
         self.at(self.rng.clone().below(S), Happening::Submits);
         if self.options.cancel_every > 0 {
             self.at(self.options.cancel_every, Happening::Cancels);
+        }
+        if self.options.prints > 0 {
+            self.at(2 * S, Happening::Follows);
         }
         for fault in Fault::ALL {
             let every = self.options.faults[fault.at()];
@@ -324,14 +369,12 @@ impl World {
         self.oracle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn epoch(&self) -> u32 {
-        self.server
-            .as_ref()
-            .map_or(0, |server| server.opening.epoch.raw())
+    pub(crate) fn epoch(&self) -> u32 {
+        self.server.as_ref().map_or(0, |server| server.life)
     }
 
     /// The server, if it is that start of it; if it stands still, the event comes again later.
-    fn server(&mut self, epoch: u32, what: Happening) -> Option<&mut Server> {
+    pub(crate) fn server(&mut self, epoch: u32, what: Happening) -> Option<&mut Server> {
         if self.epoch() != epoch {
             return None;
         }
@@ -380,6 +423,20 @@ impl World {
                     self.wake();
                 }
             }
+            Happening::Gathers { epoch } => self.output_gathers(epoch, what),
+            Happening::Stores { epoch } => self.output_stores(epoch, what),
+            Happening::KeepsHouse { epoch } => {
+                if let Some(server) = self.server(epoch, what) {
+                    if !server.storing {
+                        server.keeper.keep_house();
+                    }
+                    self.after(S, what);
+                    self.output_looks();
+                }
+            }
+            Happening::Settles { epoch } => self.settles(epoch, what),
+            Happening::Prints { at, serial, fence } => self.prints(at, serial, fence),
+            Happening::Follows => self.follows(),
             Happening::Beat { epoch } => {
                 if let Some(server) = self.server(epoch, what) {
                     let mut said = Vec::new();
@@ -419,6 +476,8 @@ impl World {
             Happening::DiskIsFine => {
                 self.disk_full = false;
                 self.disk_slow = false;
+                self.output_slow = false;
+                self.files.set_full(false);
             }
             Happening::Thaws { at } => self.thaws(at),
             Happening::Heals { at } => self.heals(at),
@@ -438,20 +497,36 @@ impl World {
         self.fate.fine();
         let store = ModelStore::open(&self.disk, &self.fate, &self.oracle);
         let verifier = Verifier::new(&self.token);
-        let server = Server::start(store, &self.options, self.readings, verifier);
-        let epoch = server.opening.epoch.raw();
+        self.files.revive();
+        let server = Server::start(store, &self.files, &self.options, self.readings, verifier);
+        self.lives += 1;
+        let Some(mut server) = server else {
+            // Its files cannot be opened: whoever starts it tries again.
+            self.trace.say(self.now, || "server does not start".into());
+            return self.after(S, Happening::ServerStarts);
+        };
+        server.life = self.lives;
+        let epoch = server.life;
         self.trace.say(self.now, || {
             format!(
-                "server starts, epoch {epoch}, engine time {:?}",
+                "server starts, epoch {:?}, engine time {:?}",
+                server.opening.epoch,
                 server.clock.now()
             )
         });
         self.server = Some(server);
+        let facts = self.oracle().facts;
+        if let Some(server) = &mut self.server {
+            server.facts_before = facts;
+        }
         self.wake();
         let delay = self.rng.below(100 * MS);
         self.after(delay, Happening::Recovers { epoch });
         let beat = self.rng.below(2 * S);
         self.after(beat, Happening::Beat { epoch });
+        if self.options.prints > 0 {
+            self.after(S, Happening::KeepsHouse { epoch });
+        }
     }
 
     /// The server is gone, with all it had in memory. `silent`: nobody is told, as when a machine goes.
@@ -478,6 +553,7 @@ impl World {
         self.trace.say(self.now, || "the power goes".into());
         self.disk.lose_power();
         self.oracle().lose_power();
+        self.files.lose_power(&mut self.rng);
         self.server_dies(true, back_after);
         self.boot += 1;
         self.booted_at = self.now;
@@ -490,7 +566,7 @@ impl World {
         let Some(server) = &mut self.server else {
             return;
         };
-        let epoch = server.opening.epoch.raw();
+        let epoch = server.life;
         let mut due = Vec::new();
         if server.dispatch.has_something() {
             let at = self.now + self.rng.between(self.options.wake);
@@ -508,6 +584,13 @@ impl World {
             let at = self.now + self.rng.between(self.options.wake);
             server.post_at = Some(at);
             due.push((at, Happening::Post { epoch }));
+        }
+        if server.keeper.has_something() && !server.storing {
+            let at = self.now + self.rng.between(self.options.wake);
+            if server.output_at.is_none_or(|before| before > at) {
+                server.output_at = Some(at);
+                due.push((at, Happening::Gathers { epoch }));
+            }
         }
         if let Some(writer) = &server.writer
             && !server.committing
@@ -533,7 +616,7 @@ impl World {
         let Some(server) = self.server(epoch, what) else {
             return;
         };
-        if server.turn_at.is_none_or(|at| at > now) {
+        if server.stopped || server.turn_at.is_none_or(|at| at > now) {
             return; // an earlier wake-up took its place
         }
         server.turns += 1;
@@ -547,8 +630,15 @@ impl World {
         server.dispatch.turn();
         let mut facts: Vec<Fact> = Vec::new();
         let mut count = 0;
+        let gives_nothing = server.gives_nothing;
+        server.gives_nothing = server.stopping.is_some();
         server.pass_facts(&mut |batch| {
             count += batch.len() as u64;
+            let assigns = |fact: &Fact| matches!(fact, Fact::Assigned(_));
+            assert!(
+                !(gives_nothing && batch.iter().any(assigns)),
+                "a stopping server gives work out"
+            );
             if looks {
                 facts.extend_from_slice(batch);
             }
@@ -567,6 +657,7 @@ impl World {
         self.at(at, what);
         self.trace.say(now, || format!("turn: {count} facts"));
         self.poll_questions();
+        self.poll_settled();
         self.wake();
     }
 
@@ -648,7 +739,8 @@ impl World {
             Rest::Sleep(timeout) => {
                 now + u64::try_from(timeout.as_micros()).unwrap_or(60 * S).max(1)
             }
-            Rest::Close | Rest::Die => return,
+            Rest::Die => return,
+            Rest::Close => return self.server_has_stopped(),
         };
         server.gather_at = Some(at);
         self.at(at, Happening::Gather { epoch });
@@ -690,8 +782,8 @@ impl World {
                     return;
                 }
                 let through = usize::try_from(through).expect("few");
-                for fence in machine.reports.iter().take(through) {
-                    oracle.ack_leaves(*fence);
+                for (fence, history) in machine.reports.iter().take(through) {
+                    oracle.ack_leaves(*fence, *history);
                 }
             }
         });
@@ -718,11 +810,11 @@ impl World {
     fn hear(&mut self, conn: ConnId, piece: Piece) {
         let mut said = Vec::new();
         match (&mut self.server, piece) {
-            (Some(server), Piece::Bytes(bytes)) if server.port_open => {
+            (Some(server), Piece::Bytes(bytes)) if server.takes(conn) => {
                 self.tally.events += server.hear(conn, &bytes, &mut said);
             }
             (Some(server), Piece::Closed) => {
-                server.part(conn);
+                server.part(conn, &mut said);
                 self.network.close(conn, End::Server, None);
             }
             (_, Piece::Bytes(_)) => said.push(Said::Close(conn)),
@@ -740,7 +832,7 @@ impl World {
         if self.machines[at].session.is_some() {
             return;
         }
-        self.machines[at].boot(self.now, instance);
+        self.machines[at].boot(self.now, instance, &self.options);
         self.trace
             .say(self.now, || format!("w{at} starts, instance {instance}"));
         self.wake_machine(at);
@@ -754,9 +846,11 @@ impl World {
         }
         self.trace.say(self.now, || format!("w{at} dies"));
         machine.frozen = false;
+        let held: Vec<Fence> = machine.children.keys().copied().collect();
         machine.orphan(&mut self.rng);
-        let conn = machine.die();
-        if let Some(conn) = conn {
+        self.oracle().unwatched(&held);
+        let oracle = Arc::clone(&self.oracle);
+        for conn in self.machines[at].die(&oracle) {
             let told = (!silent).then(|| self.now + self.rng.between(self.options.latency));
             if let Some(at) = self.network.close(conn, End::Worker, told) {
                 let end = End::Server;
@@ -800,13 +894,14 @@ impl World {
             latency: self.options.latency,
             deliveries: &mut self.deliveries,
             endings: &mut self.endings,
+            printings: &mut self.printings,
             next_serial: &mut self.next_serial,
             at_peace: self.peace,
             check,
         };
         let over = machine.turn(&mut around);
         self.tally.events += machine.events - before;
-        let next = machine.next_turn();
+        let next = machine.next_turn(self.now);
         for (conn, end, when) in std::mem::take(&mut self.deliveries) {
             self.at(when, Happening::Deliver { conn, end });
         }
@@ -815,6 +910,9 @@ impl World {
                 format!("w{at}: {fence:?} is to end at {}", when / MS)
             });
             self.at(when, Happening::ChildEnds { at, serial, fence });
+        }
+        for (serial, fence, when) in std::mem::take(&mut self.printings) {
+            self.at(when, Happening::Prints { at, serial, fence });
         }
         if over {
             let back = self.rng.waits(3 * S);
@@ -858,7 +956,7 @@ impl World {
         let serving = self
             .server
             .as_ref()
-            .filter(|server| server.writer.is_some());
+            .filter(|server| server.writer.is_some() && server.stopping.is_none());
         let Some(server) = serving else {
             let delay = self.rng.waits(S);
             return self.after(delay, Happening::Repeats { request });
@@ -878,7 +976,7 @@ impl World {
     }
 
     /// Looks for answers to submissions.
-    fn poll_answers(&mut self) {
+    pub(crate) fn poll_answers(&mut self) {
         let epoch = self.epoch();
         let mut at = 0;
         while at < self.asked.len() {
@@ -1013,6 +1111,8 @@ impl World {
         self.disk_slow = false;
         self.unknown_next = false;
         self.crash_in_commit = false;
+        self.output_slow = false;
+        self.files.make_peace();
         self.server_frozen_until = 0;
         self.wake();
         if self.server.is_none() {
@@ -1037,6 +1137,7 @@ impl World {
             && self.unanswered == 0
             && self.questions.is_empty()
             && self.oracle().live_count() == 0
+            && self.machines.iter().all(Machine::is_settled)
             && self
                 .server
                 .as_ref()
@@ -1076,6 +1177,9 @@ impl World {
                 panic!("{id:?} is not in the store");
             };
             oracle.same_end(*id, record.end.as_ref());
+            if let Some(end) = &record.end {
+                oracle.same_bytes(*id, end);
+            }
             assert!(
                 job.end.is_some(),
                 "{id:?} was accepted and has not ended (P1)"
@@ -1087,6 +1191,9 @@ impl World {
                 "plan {plan} was asked for once and became {made:?}"
             );
         }
+        drop(oracle);
+        self.compare_output();
+        let oracle = self.oracle();
         for id in &self.promised {
             assert!(oracle.jobs.contains_key(id), "{id:?} was promised (P1)");
         }

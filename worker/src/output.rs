@@ -13,16 +13,16 @@
 //!
 //! Not here: the socket (`pipe`), the files (`spill`), the job's own output limit and its gap (the server's).
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use hostler_wire::Fence;
 use hostler_wire::frame::{
     Chunk, Frame, Logs, OutputAck, OutputEnd, OutputStart, Overflow, Stream,
 };
 use hostler_wire::limits::CHUNK_BYTES_MAX;
+use hostler_wire::{Epoch, Fence, mutation};
 
 use crate::clock::Time;
 use crate::pace::Pace;
@@ -79,6 +79,8 @@ pub struct Spool {
     outputs: HashMap<Fence, Output>,
     /// What becomes of the output of attempts that run, printed or not.
     running: HashMap<Fence, Logs>,
+    /// Attempts that run, of which nobody wants to hear.
+    unwanted: HashSet<Fence>,
     /// Attempts that have something to send, in the order of their turns.
     ready: VecDeque<Fence>,
     /// Those that have something and are not to go on with it before that time.
@@ -151,6 +153,7 @@ impl Spool {
             limits,
             outputs: HashMap::new(),
             running: HashMap::new(),
+            unwanted: HashSet::new(),
             ready: VecDeque::new(),
             paced: BTreeSet::new(),
             ended: VecDeque::new(),
@@ -177,6 +180,9 @@ impl Spool {
         bytes: &[u8],
         insist: bool,
     ) {
+        if self.unwanted.contains(&fence) {
+            return;
+        }
         let mut offset = offset;
         for part in bytes.chunks(CHUNK_BYTES_MAX) {
             self.push_part(fence, (stream, offset, at_ms), part, insist);
@@ -193,7 +199,8 @@ impl Spool {
         insist: bool,
     ) {
         let logs = self.running.get(&fence).copied();
-        let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block);
+        let waits = logs.is_some_and(|logs| logs.overflow == Overflow::Block)
+            && !mutation::is("output of a waiting job dropped");
         let mut insist = insist;
         let mut share = true;
         loop {
@@ -264,9 +271,12 @@ impl Spool {
     /// There will be no more of this attempt. One that never printed has no output: its report says so, and neither a
     /// socket nor a sync is spent on it.
     pub fn close(&mut self, fence: Fence, stdout_bytes: u64, stderr_bytes: u64) {
+        if self.unwanted.remove(&fence) {
+            return;
+        }
         if stdout_bytes == 0 && stderr_bytes == 0 {
             self.running.remove(&fence);
-            return self.forget(fence);
+            return self.discard(fence);
         }
         self.close_tails(fence);
         let logs = self.running.remove(&fence);
@@ -296,12 +306,26 @@ impl Spool {
             && let Some(oldest) = self.ended.pop_front()
         {
             tracing::warn!(%oldest, limit = OUTPUTS_MAX, "too much unsent output: forgetting the oldest attempt's");
-            self.forget(oldest);
+            self.discard(oldest);
         }
     }
 
-    /// Nobody wants it any more.
+    /// Nobody wants it any more, nor what is still printed.
     pub fn forget(&mut self, fence: Fence) {
+        if self.running.remove(&fence).is_some() {
+            self.unwanted.insert(fence);
+        }
+        self.discard(fence);
+    }
+
+    /// The same for every attempt of that start of the server and of later ones.
+    pub fn forget_since(&mut self, epoch: Epoch) {
+        let all = self.outputs.keys().chain(self.running.keys());
+        let fences: Vec<Fence> = all.copied().filter(|fence| fence.epoch >= epoch).collect();
+        fences.into_iter().for_each(|fence| self.forget(fence));
+    }
+
+    fn discard(&mut self, fence: Fence) {
         let Some(mut output) = self.outputs.remove(&fence) else {
             return;
         };
@@ -322,6 +346,9 @@ impl Spool {
 
     /// A new connection: what was not acknowledged is sent again.
     pub fn rewind(&mut self) {
+        if mutation::is("output sent on from where it was sent to") {
+            return;
+        }
         let mut fences: Vec<Fence> = self.outputs.keys().copied().collect();
         fences.sort_unstable();
         for output in self.outputs.values_mut() {
@@ -356,7 +383,7 @@ impl Spool {
                 Err(error) => {
                     // A file cannot be read back: what is left of it is lost, which the missing bytes will say.
                     tracing::error!(%fence, %error, "spooled output cannot be read");
-                    self.forget(fence);
+                    self.discard(fence);
                 }
             }
         }
@@ -384,7 +411,7 @@ impl Spool {
             return;
         };
         if ack.ended && output.end.is_some() {
-            return self.forget(ack.fence);
+            return self.discard(ack.fence);
         }
         for (track, through) in [
             (&mut output.stdout, ack.stdout_through),
@@ -521,7 +548,9 @@ impl Spool {
             return false;
         };
         track.over.take_if(|over| *over == piece.offset);
-        output.dropped_bytes += piece.data.len() as u64;
+        if !mutation::is("gap in the output not counted") {
+            output.dropped_bytes += piece.data.len() as u64;
+        }
         let (memory, file) = piece.data.discard(&mut self.spill);
         output.memory_bytes -= memory;
         self.memory_bytes -= memory;
@@ -757,7 +786,7 @@ impl Data {
 #[expect(clippy::cast_possible_truncation, reason = "below 251")]
 mod tests {
     use hostler_wire::frame::LogsMode;
-    use hostler_wire::{Attempt, Epoch, JobId};
+    use hostler_wire::{Attempt, JobId};
     use proptest::prelude::*;
 
     use super::*;
@@ -1072,6 +1101,32 @@ mod tests {
             }
         }
         assert_eq!(bytes, 200 * 100);
+    }
+
+    #[test]
+    fn what_nobody_wants_is_not_sent_though_it_is_still_printed() {
+        let mut spool = spool(1_000, 0);
+        let other = Fence {
+            epoch: Epoch::new(2),
+            ..fence(2)
+        };
+        for fence in [fence(1), other] {
+            spool.begin(fence, logs(100));
+            spool.push(fence, Stream::Stdout, 0, 0, b"before", false);
+        }
+        spool.forget_since(Epoch::new(2));
+        spool.push(other, Stream::Stdout, 6, 0, b"after", false);
+        assert_eq!(sent(&mut spool), ("before".to_owned(), None));
+        spool.close(other, 11, 0);
+        assert_eq!(sent(&mut spool).1, None);
+        // A namesake is another attempt.
+        spool.begin(other, logs(100));
+        spool.push(other, Stream::Stdout, 0, 0, b"its own", false);
+        spool.close(other, 7, 0);
+        assert!(sent(&mut spool).1.is_some());
+        spool.forget(other);
+        spool.forget(fence(1));
+        assert!(is_empty(&spool));
     }
 
     #[test]

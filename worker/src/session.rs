@@ -136,6 +136,9 @@ pub enum Effect {
     },
     /// Nobody wants to hear of this attempt again: its output may go too.
     Forget(Fence),
+    /// The server has another history from this start on (a restored backup): what is left of attempts of it and of
+    /// later ones is nobody's there, and would pass for that of namesakes.
+    ForgetSince(Epoch),
     /// Answer this probe.
     Answer(Probe),
     /// Leave this connection and make a new one.
@@ -359,7 +362,9 @@ impl Session {
     /// Takes one event at `now` (never earlier than the last) and appends what must be done to `out`.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Effects) {
         match event {
-            Event::Connected { beat, lease, epoch } => self.on_connected(now, beat, lease, epoch),
+            Event::Connected { beat, lease, epoch } => {
+                self.on_connected(now, beat, lease, epoch, out)
+            }
             Event::Disconnected => self.on_disconnected(),
             Event::Received(frame) => {
                 self.heard = now;
@@ -565,7 +570,21 @@ impl Session {
         }
     }
 
-    fn on_connected(&mut self, now: Time, beat: Span, lease: Span, epoch: (Epoch, [u8; 16])) {
+    fn on_connected(
+        &mut self,
+        now: Time,
+        beat: Span,
+        lease: Span,
+        epoch: (Epoch, [u8; 16]),
+        out: &mut Effects,
+    ) {
+        // Starts of one history are counted upwards.
+        if let Some(before) = self.server
+            && (epoch.0 < before.0 || epoch.0 == before.0 && epoch.1 != before.1)
+            && !mutation::is("output of another history sent")
+        {
+            out.push(Effect::ForgetSince(epoch.0));
+        }
         self.link = Link::Resuming;
         self.heard = now;
         // A server that wants no pause between beats gets one each millisecond: anything else would spin.

@@ -854,6 +854,7 @@ impl Loop {
             Effect::Start { fence, work } => self.start(fence, work),
             Effect::End { fence, force } => self.end(fence, force),
             Effect::Forget(fence) => self.spool.forget(fence),
+            Effect::ForgetSince(epoch) => self.spool.forget_since(epoch),
             Effect::Answer(probe) => self.answer(&probe),
             Effect::Reconnect(why) => {
                 tracing::warn!(why, "leaving this connection");

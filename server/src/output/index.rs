@@ -60,6 +60,8 @@ pub(super) struct Sealed {
     pub bytes: u64,
     /// Of these, bytes of output still wanted. What died before the last start is counted as live.
     pub live_bytes: u64,
+    /// The same before anything of the active segment: what to go back to when that one is read anew.
+    pub live_bytes_before: u64,
     /// Jobs that had ended well were taken out of it for its age.
     pub trimmed: bool,
     files: Arc<dyn Files>,
@@ -129,6 +131,7 @@ impl Sealed {
             sealed_ms,
             bytes: segment_bytes,
             live_bytes,
+            live_bytes_before: live_bytes,
             trimmed,
             files: Arc::clone(files),
             path,
@@ -180,6 +183,7 @@ impl Sealed {
             sealed_ms: u64_at(&bytes, 24),
             bytes: u64_at(&bytes, 32),
             live_bytes: u64_at(&bytes, 40),
+            live_bytes_before: u64_at(&bytes, 40),
             trimmed: u32_at(&bytes, 48) != 0,
             files: Arc::clone(files),
             path,

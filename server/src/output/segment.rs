@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use hostler_wire::mutation;
 
 use super::files::{Files, How, OpenFile};
 use super::record::{HEADER_BYTES, Head, Key, Kind, Place, u32_at, u64_at};
@@ -143,7 +144,11 @@ impl Segment {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         self.file.write_all_at(batch, u64::from(self.length))?;
-        self.file.sync()?;
+        if mutation::is("failed sync of output tried again") {
+            self.file.sync().or_else(|_| self.file.sync())?;
+        } else if !mutation::is("output acknowledged before its sync") {
+            self.file.sync()?;
+        }
         self.length += u32::try_from(batch.len()).map_err(io::Error::other)?;
         self.synced = self.length;
         Ok(())

@@ -26,7 +26,7 @@ use std::io;
 use bytes::BytesMut;
 use hostler_engine::Span;
 use hostler_wire::frame::{Chunk, OutputAck, OutputEnd, OutputStart};
-use hostler_wire::{Fence, JobId};
+use hostler_wire::{Fence, JobId, mutation};
 
 use super::files::{How, OpenFile};
 use super::index::{self, Entry, Sealed};
@@ -212,7 +212,10 @@ impl Segments {
 
     /// Takes in a piece. What is there already is skipped; a gap is what the worker had to drop, and counts as cut.
     pub(super) fn append(&mut self, chunk: &Chunk) {
-        let key = Key::from(chunk.fence);
+        let mut key = Key::from(chunk.fence);
+        if mutation::is("output of attempts not told apart") {
+            key.attempt = 1;
+        }
         let s = index_of(chunk.stream);
         let Some(log) = self.log_mut(key) else {
             return; // purged: nobody wants it
@@ -221,7 +224,11 @@ impl Segments {
             return;
         }
         let skip = log.next[s].saturating_sub(chunk.offset);
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let skip = if mutation::is("repeated output stored twice") {
+            0
+        } else {
+            usize::try_from(skip).unwrap_or(usize::MAX)
+        };
         let Some(data) = chunk.data.get(skip..).filter(|data| !data.is_empty()) else {
             return;
         };
@@ -283,6 +290,7 @@ impl Segments {
         {
             // In a sealed segment it is dead from now on; in the active one it will not be in the index.
             self.bury(&over.drop_all());
+            self.delete_dead();
             self.with_log(key, |log, _| drop(log.drop_all()));
         }
     }
@@ -337,6 +345,7 @@ impl Segments {
             self.logs.retain(|_, log| log.touched == number); // repeats of what is long stored
             self.attempts = self.logs.len();
         }
+        self.delete_dead();
         Ok(())
     }
 
@@ -370,6 +379,10 @@ impl Segments {
         self.logs.clear();
         self.purged.clear();
         self.attempts = 0;
+        // What the active segment made of them is counted again.
+        for sealed in &mut self.sealed {
+            sealed.live_bytes = sealed.live_bytes_before;
+        }
         let number = self.active.number;
         let mut segment = Segment::open(&*self.options.files, &self.options.dir, number)?
             .ok_or_else(|| io::Error::other("the segment's header is not valid"))?;
@@ -558,7 +571,9 @@ impl Segments {
         let Some(log) = self.logs.get_mut(&key).filter(|log| log.rules_in != number) else {
             return;
         };
-        let Some(rules) = log.rules else {
+        let rules = log.rules;
+        let Some(rules) = rules.filter(|_| !mutation::is("limit of output forgotten at a start"))
+        else {
             return;
         };
         log.rules_in = number;
@@ -654,15 +669,13 @@ impl Segments {
                 self.bury_bytes(segment, log.disk_bytes(segment));
             }
         }
-        self.delete_dead();
     }
 
+    /// Counts them as dead. What holds nothing else goes after the next commit: before it what takes its place is not
+    /// stored.
     fn bury(&mut self, dropped: &[Extent]) {
         for extent in dropped {
             self.bury_bytes(extent.segment, u64::from(extent.disk_bytes));
-        }
-        if !dropped.is_empty() {
-            self.delete_dead();
         }
     }
 
@@ -746,6 +759,9 @@ impl Segments {
         )?;
         self.sealed_top = self.sealed_top.max(sealed.top());
         self.sealed.push(sealed);
+        for sealed in &mut self.sealed {
+            sealed.live_bytes_before = sealed.live_bytes;
+        }
         self.active = fresh;
         self.purged.clear();
         self.attempts = 0;
@@ -1092,6 +1108,37 @@ mod tests {
         segments.commit(1).unwrap();
         for segments in [segments, open(dir.path())] {
             assert!(text(&segments, 1).unwrap().len() <= 16_000);
+        }
+    }
+
+    #[test]
+    fn however_often_writes_fail_a_segment_of_which_others_need_something_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        let logs = Logs {
+            mode: LogsMode::Keep,
+            limit_bytes: LIMIT_BYTES_MIN,
+            overflow: Overflow::Drop,
+        };
+        let fence = fence(1);
+        segments.start(&OutputStart { fence, logs });
+        for part in 0..4 {
+            segments.append(&chunk(1, part * 1_000, &[7; 1_000]));
+        }
+        segments.append(&chunk(2, 0, b"needed"));
+        segments.commit(1).unwrap();
+        segments.roll(1).unwrap();
+        // The first one's tail of that segment is not wanted any more, and never was, each time it is read anew.
+        segments.append(&chunk(1, 4_000, &[7; 10_000]));
+        segments.commit(1).unwrap();
+        for part in 0..10 {
+            segments.append(&chunk(1, 14_000 + part, &[7]));
+            segments.fail_next_write();
+            assert!(segments.commit(1).is_err());
+            segments.commit(1).unwrap();
+        }
+        for segments in [segments, open(dir.path())] {
+            assert_eq!(text(&segments, 2).unwrap(), b"needed");
         }
     }
 

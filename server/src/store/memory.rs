@@ -65,7 +65,13 @@ struct State {
     commits: u64,
     /// Grows when the power goes: stores opened before are dead.
     power: u64,
+    /// Grows when a backup comes back, so that no start has the nonce of one that the backup does not know.
+    history: u32,
 }
+
+/// A copy of all that is on a disk.
+#[derive(Clone, Debug)]
+pub struct Backup(Data);
 
 impl Disk {
     /// An empty disk. The seed stands for the randomness of cluster and nonces.
@@ -88,6 +94,7 @@ impl Disk {
                     waiting: 0,
                     commits: 0,
                     power: 0,
+                    history: 0,
                 }),
                 gate: Condvar::new(),
             }),
@@ -126,6 +133,22 @@ impl Disk {
             state.unsynced.clear();
             state.now = state.synced.clone();
         }
+        self.inner.gate.notify_all();
+    }
+
+    /// What is on it now.
+    pub fn backup(&self) -> Backup {
+        Backup(self.lock().now.clone())
+    }
+
+    /// An older copy takes the place of what is there. Stores that were open are dead.
+    pub fn restore(&self, backup: &Backup) {
+        let mut state = self.lock();
+        state.power += 1;
+        state.history += 1;
+        state.unsynced.clear();
+        state.now = backup.0.clone();
+        state.synced = backup.0.clone();
         self.inner.gate.notify_all();
     }
 
@@ -233,6 +256,7 @@ impl MemoryStore {
         let epoch = Epoch::new(state.now.epochs.last().map_or(0, |(epoch, _)| epoch.raw()) + 1);
         let mut nonce = state.now.cluster;
         nonce[..4].copy_from_slice(&epoch.raw().to_le_bytes());
+        nonce[4..8].copy_from_slice(&state.history.to_le_bytes());
         state.now.epochs.push((epoch, nonce));
         state.synced.epochs.push((epoch, nonce));
         let now = &state.now;

@@ -236,6 +236,7 @@ fn say(effect: &Effect) -> String {
             format!("{} {}", if *force { "kill" } else { "term" }, fence.job)
         }
         Effect::Forget(fence) => format!("forget {}", fence.job),
+        Effect::ForgetSince(epoch) => format!("forget since {epoch}"),
         Effect::Answer(probe) => format!("answer {}", probe.ask),
         Effect::Reconnect(why) => format!("reconnect: {why}"),
         Effect::Exit(exit) => format!("exit {exit:?}"),
@@ -435,6 +436,7 @@ fn an_attempt_of_another_history_does_not_stand_for_one_of_the_same_name() {
     });
     assert_eq!(reported.unwrap().epoch, NO_EPOCH, "it can end nobody");
     t.expect(&[
+        "forget since 7",
         "forget 1",
         "term 2",
         "forget 2",
@@ -944,7 +946,11 @@ impl Witness {
                         self.void.insert(fence);
                     }
                 }
-                Effect::Send(_) | Effect::Answer(_) | Effect::Reconnect(_) | Effect::Exit(_) => {}
+                Effect::Send(_)
+                | Effect::Answer(_)
+                | Effect::ForgetSince(_)
+                | Effect::Reconnect(_)
+                | Effect::Exit(_) => {}
             }
         }
     }
