@@ -14,8 +14,8 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::clock::Moment;
 
-/// Longest silence of a server until the run is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Longest silence of a server until the run is given up: longer than any wait it is asked for.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Most requests sent again because the server was full.
 const REFUSED_MAX: u64 = 100_000;
 /// Largest answer.

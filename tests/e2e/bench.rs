@@ -60,7 +60,7 @@ const TINY: &[(&[&str], &[&str])] = &[
         &["start → dispatching", "memory a queued job"],
     ),
     (
-        &["logs", "--jobs", "3", "--lines", "5", "--bytes", "1000000"],
+        &["logs", "--jobs", "1", "--lines", "5", "--bytes", "1000000"],
         &["job → disk", "print → follower, idle, p50"],
     ),
     (

@@ -1,8 +1,8 @@
 //! The simulator: whole clusters in virtual time from one seed.
 //!
-//! Real in it: the engine and its lanes, dispatch, writer and output turn by turn, recovery, segments, the worker's session
-//! and spool, the codec, the handshake, the in-memory store behind the seam. Models: time, disks, network, processes, people.
-//! The oracle looks on.
+//! Real in it: the engine and its lanes, dispatch, writer and output turn by turn, recovery, segments, the worker's
+//! session and spool, the codec, the handshake, the in-memory store behind the seam. Models: time, disks, network,
+//! processes, people. The oracle looks on.
 //!
 //! ```text
 //! sim --seconds 60              fresh seeds for a minute
