@@ -14,8 +14,9 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::clock::Moment;
 
-/// Longest silence of a server until the run is given up: longer than any wait it is asked for.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// Longest silence of a server until the run is given up: longer than any wait it is asked for, and than a disk takes that
+/// has gigabytes of somebody else's to write first.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// Most requests sent again because the server was full.
 const REFUSED_MAX: u64 = 100_000;
 /// Largest answer.

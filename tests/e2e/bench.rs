@@ -135,7 +135,8 @@ fn a_server_that_runs_is_measured_through_its_token_and_only_its_own_jobs_are_ju
     let server = format!("http://{}", cluster.http_addr());
     let failed = cluster.submit(&serde_json::json!({"command": ["false"]}));
     cluster.await_end(failed);
-    for (args, _) in TINY {
+    // A flood of output is measured beside: once is enough for the disk.
+    for (args, _) in TINY.iter().filter(|(args, _)| args[0] != "logs") {
         let args: Vec<&str> = ["bench", "--server", &server, "-o", "json"]
             .iter()
             .chain(*args)
