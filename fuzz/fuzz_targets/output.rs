@@ -5,10 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hostler_server::clock::Clock;
-use hostler_server::output::{self, AskEnds, Options, Read};
+use hostler_server::output::{self, AskEnds, Options, Read, Ways};
 use hostler_server::{Config, Report};
 use hostler_wire::frame::{Chunk, Frame, OutputEnd, Stream};
 use hostler_wire::{Attempt, Epoch, Fence, JobId};
@@ -132,7 +133,12 @@ fn live(options: &Options, during: impl FnOnce(&output::Handle)) {
     let answers = Box::new(|batch: &mut Vec<_>| batch.clear());
     let clock = Clock::resume(None);
     // Damage may be such that there is no start; then it says so.
-    let Ok((handle, thread)) = output::spawn(options.clone(), clock, answers, ends) else {
+    let ways = Ways {
+        answers,
+        ends,
+        commits: Arc::default(),
+    };
+    let Ok((handle, thread)) = output::spawn(options.clone(), clock, ways) else {
         return;
     };
     during(&handle);

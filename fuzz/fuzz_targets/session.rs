@@ -211,7 +211,7 @@ impl Trial {
                 Effect::End { fence, .. } => assert!(self.running.contains(&fence)),
                 Effect::Reconnect(_) => leave = true,
                 Effect::Exit(_) => self.gone = true,
-                Effect::Forget(_) | Effect::Answer(_) => {}
+                Effect::Forget(_) | Effect::ForgetSince(_) | Effect::Answer(_) => {}
             }
         }
         if leave && !self.gone {
