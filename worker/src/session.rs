@@ -666,6 +666,10 @@ impl Session {
             return self.reconnect("an assign frame is missing", out);
         }
         self.assign_seq = assign.seq;
+        // Those names are ours, for reports that must end nobody.
+        if assign.jobs.iter().any(|it| it.fence.epoch == NO_EPOCH) {
+            return self.reconnect("an assignment names no start of a server", out);
+        }
         for assignment in assign.jobs {
             let fence = assignment.fence;
             match self.attempts.get(&fence) {

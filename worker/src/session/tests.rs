@@ -389,6 +389,26 @@ fn a_duplicate_assignment_changes_nothing() {
     t.expect(&[]);
 }
 
+#[test]
+fn an_assignment_of_no_start_is_none() {
+    let mut t = Trial::up(1);
+    let nobody = Fence {
+        epoch: NO_EPOCH,
+        ..fence(1)
+    };
+    t.frame(Frame::Assign(Assign {
+        seq: 1,
+        jobs: vec![Assignment {
+            fence: nobody,
+            body: command().encode(),
+        }],
+    }));
+    let leaves = |effect: &Effect| matches!(effect, Effect::Reconnect(_));
+    assert!(t.effects.iter().any(leaves), "{:?}", t.effects);
+    assert_eq!(t.session.held(), 0);
+    t.effects.clear();
+}
+
 /// Two backups, one after the other, each of which gives out the same name once more.
 #[test]
 fn reports_of_two_histories_for_one_name_are_kept_apart() {
