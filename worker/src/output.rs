@@ -48,7 +48,7 @@ const HEAD_SHARE: u64 = 16;
 pub struct SpoolLimits {
     /// In memory, for all attempts.
     pub memory_bytes: usize,
-    /// In memory, for one attempt.
+    /// In memory, for one attempt; what its streams are just gathering, under 8 KiB each, may come on top.
     pub attempt_memory_bytes: usize,
     /// In files, for all attempts.
     pub file_bytes: u64,

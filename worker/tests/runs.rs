@@ -339,7 +339,8 @@ fn output_beyond_the_spool_is_dropped_and_counted_or_waits() {
             frame => panic!("{frame:?}"),
         }
     };
-    assert!(end.dropped_bytes >= 8_000_000 - (128 << 10), "{end:?}");
+    // What its stream was gathering when memory was full comes on top: less than 8 KiB.
+    assert!(end.dropped_bytes > 8_000_000 - (136 << 10), "{end:?}");
     output.output_ack(1, 8_000_000, 0, true);
 
     let mut waits = flood;
