@@ -37,7 +37,7 @@ Examples:
   hostler server --data-dir /var/lib/hostler
   hostler server --tls-cert server.pem --tls-key server.key --listen 0.0.0.0:7440
 
-TLS, on both ports: --tls-cert and --tls-key; `hostler tls init` makes them. HUP reads them again.
+TLS, on both ports: --tls-cert and --tls-key; `hostler tls init` makes them. HUP reads them and the tokens again.
 Addresses that others can reach are not served without it.")]
 pub(crate) struct Args {
     /// Where HTTP listens; port 0 takes a free one [default: 127.0.0.1:7440]
