@@ -399,6 +399,7 @@ fn start_threads(
         output: output.clone(),
         auth,
         counters,
+        counts: Arc::default(),
         health: Arc::clone(&health),
         clock,
         config: Arc::new(config),
