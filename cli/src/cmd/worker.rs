@@ -137,7 +137,7 @@ fn failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
-            .hint("the worker token is worker.token in the server's data directory"),
+            .hint("a worker's token is worker.token in the server's data directory, or one that `hostler token create --role worker` made"),
         WorkerError::Tls(words) => {
             let failure = Failure::new(Exit::Unreachable, error.to_string());
             match words.hint {
@@ -151,14 +151,11 @@ fn failure(error: &WorkerError) -> Failure {
     }
 }
 
-/// The worker token: `HOSTLER_TOKEN`, the token file, or the one of a server on this machine.
+/// The worker token that somebody said, or the one of a server on this machine.
 fn token(settings: &Settings) -> Result<String, Failure> {
-    if let Some(token) = settings::token_from_environment()? {
+    let configured = settings.file.worker.token_file.as_deref();
+    if let Some(token) = settings.token_said(configured)? {
         return Ok(token);
-    }
-    let said = settings.file.worker.token_file.as_ref();
-    if let Some(path) = settings.token_file.as_ref().or(said) {
-        return settings::read_token(path);
     }
     let data_dir = settings::data_dir(settings.file.server.data_dir.as_deref())?;
     settings::read_token(&data_dir.join("worker.token")).map_err(|failure| {
