@@ -203,7 +203,7 @@ impl System {
         let http = free_port()?;
         let mut to = http::To::from(http);
         if setup.access == Access::Tls {
-            let mut made = own.command("tls", "tls.err")?;
+            let mut made = own.bare("tls", "tls.err")?;
             let made = made.args(["init", "--dir"]).arg(own.tls_dir()).status()?;
             ensure!(made.success(), "`hostler tls init` failed");
             let files = ClientFiles {
@@ -471,9 +471,15 @@ impl Own {
     /// `hostler WHAT` with nothing of its caller's settings.
     fn command(&self, what: &str, trace: &str) -> Result<Command> {
         let level = if self.setup.traced { "trace" } else { "warn" };
+        let mut command = self.bare(what, trace)?;
+        command.args(["--log-level", level]);
+        Ok(command)
+    }
+
+    fn bare(&self, what: &str, trace: &str) -> Result<Command> {
         let mut command = Command::new(&self.binary);
         command
-            .args([what, "--log-level", level])
+            .arg(what)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -244,7 +244,7 @@ impl Settings {
     /// The access token for HTTP, or the one in our own data directory. That last one is offered to servers on this
     /// machine only: it must not travel to a stranger because of a URL.
     pub(crate) fn token(&self) -> Result<Option<String>, Failure> {
-        if let Some(token) = self.token_said(self.file.client.token_file.as_deref())? {
+        if let Some((token, _)) = self.token_said(self.file.client.token_file.as_deref())? {
             return Ok(Some(token));
         }
         if !self.addresses.iter().all(Address::is_loopback) {
@@ -257,18 +257,24 @@ impl Settings {
         }
     }
 
-    /// The token that somebody said, the nearest word first: `--token-file`, `HOSTLER_TOKEN`, `HOSTLER_TOKEN_FILE`, the
-    /// configuration.
-    pub(crate) fn token_said(&self, configured: Option<&Path>) -> Result<Option<String>, Failure> {
+    /// The token that somebody said and the file it is in, the nearest word first: `--token-file`, `HOSTLER_TOKEN`,
+    /// `HOSTLER_TOKEN_FILE`, the configuration.
+    pub(crate) fn token_said(
+        &self,
+        configured: Option<&Path>,
+    ) -> Result<Option<(String, Option<PathBuf>)>, Failure> {
+        let in_file = |path: &Path| Ok(Some((read_token(path)?, Some(path.to_owned()))));
         if let Some(path) = &self.token_file {
-            return read_token(path).map(Some);
+            return in_file(path);
         }
         if let Some(token) = text_from_environment("HOSTLER_TOKEN")? {
-            return Ok(Some(token));
+            return Ok(Some((token, None)));
         }
         let named = text_from_environment("HOSTLER_TOKEN_FILE")?;
-        let path = named.as_deref().map(Path::new).or(configured);
-        path.map(read_token).transpose()
+        match named.as_deref().map(Path::new).or(configured) {
+            Some(path) => in_file(path),
+            None => Ok(None),
+        }
     }
 }
 
