@@ -18,6 +18,7 @@ use std::io::{self, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use crossbeam::channel::{Receiver, bounded};
@@ -44,6 +45,11 @@ const OUT_BYTES_HIGH: usize = 4 << 20;
 
 /// Asked of the system for what it keeps of the output that is on its way.
 const UNSENT_BYTES: usize = 512 << 10;
+
+/// An output connection that waits for acknowledgements says nothing: after so long the system asks whether there is
+/// still somebody, so often, and leaves no bytes unconfirmed for longer than that takes.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A token has a line; what is longer is another file.
 const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
@@ -380,7 +386,7 @@ impl Line {
         }
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_tcp_nodelay(true)?;
-        socket.set_keepalive(true)?;
+        watch(&socket)?;
         if let Stage::Connecting(handshake, hello) =
             std::mem::replace(&mut self.stage, Stage::Moving)
         {
@@ -420,6 +426,16 @@ impl Line {
             (_, _) => Err(LineError::Unexpected),
         }
     }
+}
+
+/// Has the system notice when the other end is gone without a word.
+fn watch(socket: &socket2::Socket) -> io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(KEEPALIVE_RETRIES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(KEEPALIVE * (KEEPALIVE_RETRIES + 1)))
 }
 
 /// A growing pause between attempts, half of it random.
@@ -609,6 +625,20 @@ mod tests {
         assert_eq!(host_of("q1.example:7441"), "q1.example");
         assert_eq!(host_of("10.0.0.1:7441"), "10.0.0.1");
         assert_eq!(host_of("[fd00::3]:7441"), "fd00::3");
+    }
+
+    #[test]
+    fn a_connection_whose_other_end_is_gone_without_a_word_is_given_up_within_a_minute() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        watch(&socket).unwrap();
+        let minute = Duration::from_secs(60);
+        assert!(socket.keepalive().unwrap());
+        let asks = socket.tcp_keepalive_retries().unwrap();
+        let last = socket.tcp_keepalive_interval().unwrap() * asks;
+        assert!(socket.tcp_keepalive_time().unwrap() + last <= minute);
+        assert!(socket.tcp_user_timeout().unwrap().unwrap() <= minute);
     }
 
     #[test]

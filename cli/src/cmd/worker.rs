@@ -139,7 +139,7 @@ fn failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
-            .hint("the worker token is worker.token in the server's data directory"),
+            .hint("a worker's token is worker.token in the server's data directory, or one that `hostler token create --role worker` made"),
         WorkerError::Tls(words) => {
             let failure = Failure::new(Exit::Unreachable, error.to_string());
             match words.hint {
@@ -153,14 +153,11 @@ fn failure(error: &WorkerError) -> Failure {
     }
 }
 
-/// The worker token and the file it is in: `HOSTLER_TOKEN`, the token file, or the one of a server on this machine.
+/// The worker token that somebody said, or the one of a server on this machine; and the file it is in.
 fn token(settings: &Settings) -> Result<(String, Option<PathBuf>), Failure> {
-    if let Some(token) = settings::token_from_environment()? {
-        return Ok((token, None));
-    }
-    let said = settings.file.worker.token_file.as_ref();
-    if let Some(path) = settings.token_file.as_ref().or(said) {
-        return Ok((settings::read_token(path)?, Some(path.clone())));
+    let configured = settings.file.worker.token_file.as_deref();
+    if let Some(said) = settings.token_said(configured)? {
+        return Ok(said);
     }
     let data_dir = settings::data_dir(settings.file.server.data_dir.as_deref())?;
     let path = data_dir.join("worker.token");
