@@ -263,6 +263,7 @@ impl Engine {
     /// The session is over, the worker's lease runs on. What was not sent is given back at once: it never leaves.
     fn detach(&mut self, now: Time, at: u32, out: &mut Effects) {
         self.workers.unlink(at);
+        self.workers.get_mut(at).left = now;
         self.moved(at);
         self.withdraw_unsent(now, at, out);
         for place in self.places(at) {
@@ -342,7 +343,10 @@ impl Engine {
     fn lose_attempt(&mut self, now: Time, place: u32, out: &mut Effects) {
         let held = &self.workers.held[place as usize];
         let worker = self.workers.get(held.worker);
-        let (heard, tag) = (worker.heard, worker.tag);
+        // A connection that looks alive to us may carry our words, and none of its.
+        let hears_us = worker.session().is_some() && !mutation::is("one way taken for both");
+        let spoken = if hears_us { now } else { worker.left };
+        let (heard, tag) = (worker.heard.max(spoken), worker.tag);
         let job = self.jobs.live(held.job);
         job.avoid = tag;
         let spec = &self.queues.class(job.class).class.spec;

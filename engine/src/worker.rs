@@ -32,6 +32,8 @@ pub(crate) struct Worker {
     /// What it serves; none before its first session.
     pub(crate) profile: Option<u32>,
     pub(crate) heard: Time,
+    /// Until then we may have been heard by it: its last session ended.
+    pub(crate) left: Time,
     /// An alarm for its lease is set.
     pub(crate) alarmed: bool,
     pub(crate) draining: bool,
@@ -148,6 +150,7 @@ impl Worker {
             labels: Vec::new(),
             profile: None,
             heard,
+            left: heard,
             alarmed: false,
             draining: false,
             rests_until: Time::ZERO,

@@ -66,6 +66,8 @@ use crate::metrics::Health;
 use crate::store::writer::Answer;
 use crate::{dispatch, net, output, store};
 
+pub use problem::Counts;
+
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most headers.
@@ -98,6 +100,8 @@ pub struct Parts {
     pub auth: Arc<Auth>,
     /// What the writer counts.
     pub counters: Arc<store::writer::Counters>,
+    /// What HTTP counts.
+    pub counts: Arc<Counts>,
     /// Whether the server is well.
     pub health: Arc<Health>,
     /// The time of day.
@@ -365,6 +369,8 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.shared.all.crowd.leave(self.address);
+        let open = &self.shared.parts.counts.connections;
+        open.fetch_sub(1, Ordering::Relaxed);
         self.here.open.fetch_sub(1, Ordering::Relaxed);
         self.here.gone.notify_one();
     }
@@ -382,6 +388,8 @@ fn admit(
         return refuse(stream, shared, full);
     }
     here.open.fetch_add(1, Ordering::Relaxed);
+    let open = &shared.parts.counts.connections;
+    open.fetch_add(1, Ordering::Relaxed);
     let place = Place {
         shared: Arc::clone(shared),
         here: Arc::clone(here),
@@ -396,6 +404,7 @@ fn admit(
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
 fn refuse(stream: TcpStream, shared: &Arc<Shared>, full: Full) {
     const AT_ONCE_MAX: usize = 64;
+    shared.parts.counts.refused(Code::Connections);
     if shared.all.tls.is_some() {
         return; // it would have to agree on TLS first, only to be told
     }
@@ -457,6 +466,9 @@ async fn serve(
         drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
     }
     let socket = http.into_parts().io.into_inner();
+    if let Some(code) = socket.told() {
+        shared.parts.counts.refused(code);
+    }
     if conn.lingers() {
         socket.close_slowly().await;
     } else {
@@ -498,6 +510,7 @@ fn answer(
     async move {
         let endpoint = pin!(shared.routes.answer(&shared.parts, from, &mut head, body));
         let mut response = caught(endpoint).await.unwrap_or_else(|refusal| {
+            shared.parts.counts.refused(refusal.code);
             if refusal.close {
                 conn.linger();
             }

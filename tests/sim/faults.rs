@@ -7,6 +7,9 @@ use crate::options::{MS, S};
 use crate::outlet::Outlet;
 use crate::world::{Happening, World};
 
+/// After so long the system says that nobody answers any more (`worker::link`).
+const KEEPALIVE: u64 = 60 * S;
+
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -246,6 +249,10 @@ impl World {
 
     /// A connection breaks.
     fn cuts(&mut self, conn: ConnId, half_open: bool) -> bool {
+        let is_pipe = self.machines.iter().any(|machine| {
+            let outlet = machine.outlet.as_ref();
+            outlet.and_then(Outlet::conn) == Some(conn)
+        });
         let unaware = self.rng.pick(&[End::Server, End::Worker]);
         let mut told = [End::Server, End::Worker].map(|end| {
             let at = self.now + self.rng.between(self.options.latency);
@@ -254,14 +261,18 @@ impl World {
         if half_open {
             for (end, at) in &mut told {
                 if *end == unaware {
-                    *at = None;
+                    // A worker that waits for acknowledgements of output has nothing else to notice it by.
+                    let notices = is_pipe && *end == End::Worker;
+                    *at = notices.then_some(self.now + KEEPALIVE);
                 }
             }
         }
         self.network.cut(conn, told, &mut self.rng);
         let last = self.now + self.options.latency.1;
-        for end in [End::Server, End::Worker] {
-            self.at(last, Happening::Deliver { conn, end });
+        for (end, told_at) in told {
+            for at in [Some(last), told_at].into_iter().flatten() {
+                self.at(at, Happening::Deliver { conn, end });
+            }
         }
         true
     }

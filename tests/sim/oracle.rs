@@ -92,6 +92,8 @@ pub(crate) struct Snapshot {
     workers: BTreeMap<WorkerId, u64>,
     last_commit: (Epoch, u64),
     live: usize,
+    /// Attempts that had printed: also one whose assignment had gone with the power, its output synced.
+    printed: BTreeSet<Fence>,
 }
 
 /// See the module.
@@ -184,6 +186,7 @@ impl Oracle {
             workers: self.workers.clone(),
             last_commit: self.last_commit,
             live: self.live,
+            printed: self.prints.of.keys().copied().collect(),
         }
     }
 
@@ -198,6 +201,7 @@ impl Oracle {
             workers,
             last_commit,
             live,
+            printed,
         } = known.clone();
         let current: BTreeMap<Fence, u32> = jobs
             .values()
@@ -216,7 +220,8 @@ impl Oracle {
             truth.report = None;
             truth.excused = true;
         }
-        self.prints.restore(was_out);
+        self.prints
+            .restore(|fence| was_out(fence) || printed.contains(fence));
         (self.jobs, self.taken, self.made) = (jobs, taken, made);
         (self.highest, self.live) = (highest, live);
         (self.asked_to_stop, self.workers) = (asked_to_stop, workers);

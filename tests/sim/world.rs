@@ -1145,6 +1145,12 @@ impl World {
     }
 
     fn whats_left(&self) -> String {
+        let busy: Vec<&str> = self
+            .machines
+            .iter()
+            .filter(|machine| !machine.is_settled())
+            .map(|machine| machine.name.as_str())
+            .collect();
         let oracle = self.oracle();
         let live: Vec<String> = oracle
             .live()
@@ -1152,7 +1158,7 @@ impl World {
             .map(|(id, job)| format!("{id:?}: {job:?}"))
             .collect();
         format!(
-            "{} jobs live, {} requests unanswered, {} questions open\n{}",
+            "{} jobs live, {} requests unanswered, {} questions open, output not stored: {busy:?}\n{}",
             oracle.live_count(),
             self.unanswered,
             self.questions.len(),

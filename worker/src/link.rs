@@ -6,19 +6,25 @@
 //! so that a restarted server does not meet all workers at once). Names are looked up on a thread of their own, since
 //! that may take seconds.
 //!
-//! A server that cannot prove that it knows our token is told nothing.
+//! A server that cannot prove that it knows our token is told nothing. Token and certificates that came from files are
+//! read again for each control connection, so that they can be exchanged while we run.
 //!
 //! Not here: what frames mean (`session`), the output connection's life (`pipe`).
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use crossbeam::channel::{Receiver, bounded};
-use hostler_tls::{Channel, ChannelError, ClientConfig, ServerName, Words, explain};
+use hostler_tls::{
+    Channel, ChannelError, ClientConfig, ClientFiles, Port, ServerName, Words, explain,
+};
 use hostler_wire::codec::DecodeError;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{Challenge, Frame, Login, NotLeader, RefuseCode, Refused, Role, Welcome};
@@ -39,6 +45,14 @@ const OUT_BYTES_HIGH: usize = 4 << 20;
 
 /// Asked of the system for what it keeps of the output that is on its way.
 const UNSENT_BYTES: usize = 512 << 10;
+
+/// An output connection that waits for acknowledgements says nothing: after so long the system asks whether there is
+/// still somebody, so often, and leaves no bytes unconfirmed for longer than that takes.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// A token has a line; what is longer is another file.
+const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
 
 const PAUSE_MIN: Span = Span::from_ms(100);
 const PAUSE_MAX: Span = Span::from_ms(5_000);
@@ -144,6 +158,47 @@ pub(crate) struct Access {
     pub(crate) token: Token,
     /// None: connections are plain.
     pub(crate) tls: Option<Arc<ClientConfig>>,
+    pub(crate) files: AccessFiles,
+}
+
+/// Where it came from, if from files.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AccessFiles {
+    pub(crate) token: Option<PathBuf>,
+    pub(crate) tls: Option<ClientFiles>,
+}
+
+impl Access {
+    /// Takes what the files hold now. What cannot be read, or is half written, changes nothing. The system's
+    /// authorities are not read again: that takes as long as many handshakes.
+    fn refresh(&mut self) {
+        if let Some(path) = &self.files.token {
+            match token_in(path) {
+                Ok(token) if token == self.token => {}
+                Ok(token) => {
+                    tracing::info!(path = %path.display(), id = token.id, "the file holds another token");
+                    self.token = token;
+                }
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "the token is not read again");
+                }
+            }
+        }
+        if let Some(files) = self.files.tls.as_ref().filter(|files| files.ca.is_some()) {
+            match files.load(Port::Worker) {
+                Ok(config) => self.tls = Some(config),
+                Err(error) => tracing::warn!(%error, "the certificates are not read again"),
+            }
+        }
+    }
+}
+
+fn token_in(path: &Path) -> io::Result<Token> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(TOKEN_FILE_BYTES_MAX)
+        .read_to_string(&mut text)?;
+    Token::parse(text.trim()).map_err(io::Error::other)
 }
 
 /// Where a server is.
@@ -331,7 +386,7 @@ impl Line {
         }
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_tcp_nodelay(true)?;
-        socket.set_keepalive(true)?;
+        watch(&socket)?;
         if let Stage::Connecting(handshake, hello) =
             std::mem::replace(&mut self.stage, Stage::Moving)
         {
@@ -371,6 +426,16 @@ impl Line {
             (_, _) => Err(LineError::Unexpected),
         }
     }
+}
+
+/// Has the system notice when the other end is gone without a word.
+fn watch(socket: &socket2::Socket) -> io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(KEEPALIVE_RETRIES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(KEEPALIVE * (KEEPALIVE_RETRIES + 1)))
 }
 
 /// A growing pause between attempts, half of it random.
@@ -434,7 +499,7 @@ impl Link {
     pub(crate) fn dial(
         &mut self,
         now: Time,
-        access: &Access,
+        access: &mut Access,
         registry: &Registry,
         name: mio::Token,
     ) {
@@ -456,6 +521,7 @@ impl Link {
             return self.look_up(now);
         };
         let host = self.host.clone();
+        access.refresh();
         match Line::connect(
             Peer { address, host },
             Role::Control,
@@ -559,6 +625,51 @@ mod tests {
         assert_eq!(host_of("q1.example:7441"), "q1.example");
         assert_eq!(host_of("10.0.0.1:7441"), "10.0.0.1");
         assert_eq!(host_of("[fd00::3]:7441"), "fd00::3");
+    }
+
+    #[test]
+    fn a_connection_whose_other_end_is_gone_without_a_word_is_given_up_within_a_minute() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        watch(&socket).unwrap();
+        let minute = Duration::from_secs(60);
+        assert!(socket.keepalive().unwrap());
+        let asks = socket.tcp_keepalive_retries().unwrap();
+        let last = socket.tcp_keepalive_interval().unwrap() * asks;
+        assert!(socket.tcp_keepalive_time().unwrap() + last <= minute);
+        assert!(socket.tcp_user_timeout().unwrap().unwrap() <= minute);
+    }
+
+    #[test]
+    fn a_token_is_what_its_file_holds_now_and_stays_while_that_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker.token");
+        let [old, new] = ["A", "B"].map(|id| Token {
+            role: "worker".to_owned(),
+            id: id.repeat(8),
+            secret: [7; 32],
+        });
+        let mut access = Access {
+            token: old.clone(),
+            tls: None,
+            files: AccessFiles {
+                token: Some(path.clone()),
+                tls: None,
+            },
+        };
+        let text = new.to_string();
+        for half in ["", "hostler_worker_", &text[..text.len() - 1]] {
+            std::fs::write(&path, half).unwrap();
+            access.refresh();
+            assert_eq!(access.token, old, "{half}");
+        }
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+        access.refresh();
+        assert_eq!(access.token, new);
+        std::fs::remove_file(&path).unwrap();
+        access.refresh();
+        assert_eq!(access.token, new);
     }
 
     #[test]

@@ -179,6 +179,8 @@ pub struct Session {
     link: Link,
     /// When the server last gave a sign of life.
     heard: Time,
+    /// The same in a session that it took up: what a lease is counted from.
+    leased: Time,
     beat: Span,
     lease: Span,
     beat_due: Time,
@@ -332,6 +334,7 @@ impl Session {
             config,
             link: Link::Down,
             heard: now,
+            leased: now,
             beat: Span::ZERO,
             lease: Span::ZERO,
             beat_due: now,
@@ -367,10 +370,10 @@ impl Session {
             }
             Event::Disconnected => self.on_disconnected(),
             Event::Received(frame) => {
-                self.heard = now;
                 self.on_frame(now, frame, out);
+                self.on_heard(now);
             }
-            Event::Heard => self.heard = now,
+            Event::Heard => self.on_heard(now),
             Event::Written => self.start_told(now, out),
             Event::Ended { fence, ending } => self.on_ended(now, fence, ending),
             Event::Active { fence, at } => self.on_active(fence, at),
@@ -599,6 +602,15 @@ impl Session {
         // before it is void.
         self.epochs.entry(epoch.0).or_insert(epoch.1);
         self.server = Some(epoch);
+    }
+
+    /// The server lives. Before `Resumed` that renews no lease: it may be about to refuse us, and to count us as lost (its
+    /// name is in use) or as long gone.
+    fn on_heard(&mut self, now: Time) {
+        self.heard = now;
+        if self.link == Link::Up || mutation::is("a refusal renews the lease") {
+            self.leased = now;
+        }
     }
 
     fn on_disconnected(&mut self) {
@@ -1271,7 +1283,7 @@ impl Session {
     }
 
     fn lease_end(&self) -> Time {
-        self.heard + self.lease
+        self.leased + self.lease
     }
 
     fn idle_exit_at(&self) -> Option<Time> {

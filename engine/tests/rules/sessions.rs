@@ -258,6 +258,27 @@ fn a_job_that_stops_on_partition_waits_until_its_worker_must_have_killed_it() {
 }
 
 #[test]
+fn a_worker_that_may_have_heard_us_all_the_while_has_another_grace_to_end_such_a_job() {
+    let mut t = Trial::new();
+    t.submit_with("a", |job| {
+        job.spec.stop_on_partition = true;
+        job.spec.grace = Some(Span::from_secs(7));
+    });
+    t.worker("w1", slots(1))
+        .expect("assign a.1 to w1")
+        .starts("a");
+    // Nothing of it comes through any more; whether our beats do, nobody knows.
+    t.silent.insert("w1".into());
+    t.worker("w2", slots(1)).after_ms(GRACE_MS);
+    t.expect_fact("again a.1 worker_lost, a loss, after a wait")
+        .expect("refuse w1: deaf");
+    t.after_ms(GRACE_MS + 7_000 + 2 * BEAT_MS - 1)
+        .expect_nothing()
+        .after_ms(1)
+        .expect("assign a.2 to w2");
+}
+
+#[test]
 fn a_worker_that_leaves_with_nothing_is_forgotten_after_its_grace() {
     let mut t = Trial::new();
     t.worker("w1", slots(1)).leaves("w1");

@@ -72,6 +72,8 @@ pub(super) struct Socket {
     write_deadline: Option<Pin<Box<Sleep>>>,
     /// Our own answer in the place of hyper's empty one, and how much of it is sent.
     instead: Option<(Vec<u8>, usize)>,
+    /// What that said.
+    told: Option<Code>,
 }
 
 impl Socket {
@@ -90,7 +92,13 @@ impl Socket {
             head_deadline: None,
             write_deadline: None,
             instead: None,
+            told: None,
         }
+    }
+
+    /// What was answered in hyper's place, if anything was.
+    pub(super) fn told(&self) -> Option<Code> {
+        self.told
     }
 
     /// Ends the connection without losing what was sent: says so, and reads away what still comes for a while.
@@ -181,6 +189,7 @@ impl Socket {
             ),
         };
         self.instead = Some((problem::raw(code, detail), 0));
+        self.told = Some(code);
         self.conn.linger();
     }
 

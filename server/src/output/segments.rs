@@ -289,9 +289,9 @@ impl Segments {
             && let Some(mut over) = over.filter(Log::is_over)
         {
             // In a sealed segment it is dead from now on; in the active one it will not be in the index.
+            self.with_log(key, |log, _| drop(log.drop_all()));
             self.bury(&over.drop_all());
             self.delete_dead();
-            self.with_log(key, |log, _| drop(log.drop_all()));
         }
     }
 
@@ -688,11 +688,31 @@ impl Segments {
         }
     }
 
+    /// The count of what is dead only says where to look: of an attempt found through indexes it cannot know what was
+    /// counted before.
     fn delete_dead(&mut self) {
+        if self.broken {
+            return; // what was counted may not be stored
+        }
         while let Some(dead) = self.sealed.iter().position(|sealed| sealed.live_bytes == 0) {
-            if let Err(error) = self.delete(dead) {
-                tracing::error!(%error, "a dead output segment could not be deleted");
-                return;
+            let wanted = if mutation::is("dead by count alone") {
+                Ok(0)
+            } else {
+                self.wanted_bytes(dead)
+            };
+            let sealed = &mut self.sealed[dead];
+            match wanted {
+                Ok(0) => {
+                    if let Err(error) = self.delete(dead) {
+                        tracing::error!(%error, "a dead output segment could not be deleted");
+                        return;
+                    }
+                }
+                Ok(bytes) => sealed.live_bytes = bytes,
+                Err(error) => {
+                    tracing::error!(segment = sealed.number, %error, "whether an output segment is wanted cannot be told: it stays");
+                    sealed.live_bytes = sealed.bytes; // until it is too old, or the next start
+                }
             }
         }
     }
@@ -1138,6 +1158,49 @@ mod tests {
             segments.commit(1).unwrap();
         }
         for segments in [segments, open(dir.path())] {
+            assert_eq!(text(&segments, 2).unwrap(), b"needed");
+        }
+    }
+
+    #[test]
+    fn a_segment_with_the_end_of_another_attempt_outlives_a_streamed_one_that_was_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = open(dir.path());
+        segments.append(&chunk(2, 0, b"needed"));
+        segments.commit(1).unwrap();
+        segments.roll(1).unwrap();
+
+        // Of a streamed attempt, as many extents of 256 bytes as are kept, the last one shorter; and the other's end.
+        let logs = Logs {
+            mode: LogsMode::Stream,
+            limit_bytes: LIMIT_BYTES_MIN,
+            overflow: Overflow::Drop,
+        };
+        let fence_1 = fence(1);
+        segments.start(&OutputStart {
+            fence: fence_1,
+            logs,
+        });
+        segments.append(&chunk(1, 0, &[7; 15 * 256 + 100]));
+        let end = |job, stdout_bytes| OutputEnd {
+            fence: fence(job),
+            stdout_bytes,
+            stderr_bytes: 0,
+            dropped_bytes: 0,
+        };
+        segments.end(&end(2, 6));
+        segments.commit(1).unwrap();
+        segments.roll(1).unwrap();
+
+        // All of that but its head is cut, and some of what cuts it. Read from the indexes alone, the short one seems kept.
+        segments.append(&chunk(1, 15 * 256 + 100, &[7; 16 * 256 + 10]));
+        segments.end(&end(1, 31 * 256 + 110));
+        segments.commit(1).unwrap();
+        segments.roll(1).unwrap();
+        segments.let_go(fence_1);
+        for segments in [segments, open(dir.path())] {
+            let attempts = segments.attempts(fence(2).job).unwrap();
+            assert!(attempts[0].ended, "{attempts:?}");
             assert_eq!(text(&segments, 2).unwrap(), b"needed");
         }
     }

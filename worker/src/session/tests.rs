@@ -790,6 +790,30 @@ fn work_that_must_not_run_unseen_is_ended_when_the_lease_is_over() {
 }
 
 #[test]
+fn a_login_that_is_not_taken_up_renews_no_lease() {
+    let mut t = Trial::up(1);
+    let unseen = Work {
+        on_partition: OnPartition::Stop,
+        ..command()
+    };
+    t.assign(&[(1, unseen)]);
+    t.written();
+    t.disconnect();
+    t.expect(&["started 1", "start 1"]);
+    // Its name is in use by now: welcomed, and then refused, again and again.
+    for _ in 0..9 {
+        t.pass(3_000, true);
+        t.connect();
+        t.event(Event::Heard);
+        t.disconnect();
+    }
+    t.pass(2_999, true);
+    t.expect(&[]);
+    t.pass(1, true);
+    t.expect(&["term 1"]);
+}
+
+#[test]
 fn a_server_that_breaks_the_rules_is_left() {
     for (frame, why) in [
         (

@@ -139,6 +139,17 @@ impl Segments {
         Ok(())
     }
 
+    /// Bytes of a segment that are still wanted, by all that is known of each attempt in it.
+    pub(super) fn wanted_bytes(&self, place: usize) -> io::Result<u64> {
+        let mut wanted = Vec::new();
+        for entry in self.sealed[place].entries()? {
+            if let Some(extents) = self.wanted_of(place, &entry)? {
+                wanted.push(Entry { extents, ..entry });
+            }
+        }
+        Ok(live_bytes_of(&wanted))
+    }
+
     /// What is still wanted of an entry's extents; none if the job was purged.
     fn wanted_of(&self, place: usize, entry: &Entry) -> io::Result<Option<Vec<Extent>>> {
         if entry.is_purge() {
