@@ -138,8 +138,10 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 fn failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
-        WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
-            .hint("a worker's token is worker.token in the server's data directory, or one that `hostler token create --role worker` made"),
+        WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string()).hint(
+            "a worker's token is worker.token in the server's data directory, or one that \
+                 `hostler token create --role worker` made",
+        ),
         WorkerError::Tls(words) => {
             let failure = Failure::new(Exit::Unreachable, error.to_string());
             match words.hint {
