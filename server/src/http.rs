@@ -30,6 +30,7 @@ mod stream;
 mod tokens;
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -460,10 +461,16 @@ async fn serve(
         let served = std::future::poll_fn(|cx| http.poll_without_shutdown(cx));
         race(served, told(&mut stop)).await
     };
-    if let Either::Right(()) = ended {
-        Pin::new(&mut http).graceful_shutdown();
-        // Whatever it came to, the connection ends.
-        drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
+    match ended {
+        Either::Left(Err(error)) if is_timeout(&error) => {
+            shared.parts.counts.timed_out.fetch_add(1, Ordering::Relaxed);
+        }
+        Either::Left(_) => {}
+        Either::Right(()) => {
+            Pin::new(&mut http).graceful_shutdown();
+            // Whatever it came to, the connection ends.
+            drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
+        }
     }
     let socket = http.into_parts().io.into_inner();
     if let Some(code) = socket.told() {
@@ -474,6 +481,13 @@ async fn serve(
     } else {
         socket.close().await;
     }
+}
+
+/// Nothing came, or nothing was taken, in time: hyper's clock, or that of the socket.
+fn is_timeout(error: &hyper::Error) -> bool {
+    let of_socket = error.source().and_then(|source| source.downcast_ref());
+    error.is_timeout()
+        || of_socket.is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// TLS, or none: then the client has been told why, where that can be done.

@@ -157,6 +157,8 @@ pub struct Status {
     pub unauthorised: Counter,
     /// Connections that did not come to speak TLS with us: for what they said, or in time.
     pub tls_failed: Counter,
+    /// Connections closed because they had not proven themselves in time.
+    pub timed_out: Counter,
     /// Workers cut off because they did not read.
     pub cut_off: Counter,
     /// Frames from workers.

@@ -128,6 +128,38 @@ const CASES: &[Case] = &[
         reach: |t| t.crowd_http(2),
     },
     Case {
+        limit: "http_header_timeout",
+        metrics: &[("hostler_http_timed_out_total", 1.0)],
+        set: |config| config.limits.http_header_timeout = Duration::from_millis(100),
+        reach: |t| {
+            let mut stream = connect(t.http);
+            stream.write_all(b"GET /heal").unwrap();
+            assert_eq!(rest(&mut stream), "");
+            Vec::new()
+        },
+    },
+    Case {
+        limit: "http_idle_timeout",
+        metrics: &[("hostler_http_timed_out_total", 1.0)],
+        set: |config| {
+            config.limits.http_header_timeout = Duration::from_millis(100);
+            config.limits.http_idle_timeout = Duration::from_millis(200);
+        },
+        reach: |t| {
+            assert_eq!(rest(&mut connect(t.http)), "");
+            Vec::new()
+        },
+    },
+    Case {
+        limit: "handshake_timeout",
+        metrics: &[("hostler_worker_connections_timed_out_total", 1.0)],
+        set: |config| config.limits.handshake_timeout = Duration::from_millis(100),
+        reach: |t| {
+            rest(&mut connect(t.workers));
+            Vec::new()
+        },
+    },
+    Case {
         limit: "http_body_timeout",
         metrics: &[(r#"hostler_http_refused_total{code="body_timeout"}"#, 1.0)],
         set: |config| config.limits.http_body_timeout = Duration::from_millis(100),

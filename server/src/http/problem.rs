@@ -18,6 +18,8 @@ use crate::store::writer::SubmitError;
 pub struct Counts {
     /// Open connections.
     pub(super) connections: AtomicU64,
+    /// Connections closed because nothing came, or nothing was taken, in time.
+    pub(super) timed_out: AtomicU64,
     refused: [AtomicU64; Code::ALL.len()],
 }
 
@@ -25,6 +27,7 @@ impl Default for Counts {
     fn default() -> Self {
         Self {
             connections: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }

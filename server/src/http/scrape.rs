@@ -245,6 +245,11 @@ impl Metrics {
                 &net.cut_off,
             ),
             (
+                "hostler_worker_connections_timed_out",
+                "Connections closed because they had not proven themselves in time",
+                &net.timed_out,
+            ),
+            (
                 "hostler_worker_tls_failed",
                 "Connections that did not come to speak TLS with us",
                 &net.tls_failed,
@@ -288,6 +293,12 @@ impl Metrics {
             "hostler_http_connections",
             "Open HTTP connections",
             Rows::Gauge(vec![(Vec::new(), open)]),
+        );
+        let timed_out = parts.counts.timed_out.load(Ordering::Relaxed) as f64;
+        self.push(
+            "hostler_http_timed_out",
+            "HTTP connections closed because nothing came, or nothing was taken, in time",
+            Rows::Counter(vec![(Vec::new(), timed_out)]),
         );
         let refused = parts.counts.by_code();
         let refused = refused.map(|(code, count)| (one("code", code), count as f64));

@@ -608,6 +608,9 @@ impl Wire {
             if conn.is_some_and(|conn| !conn.channel.is_open()) {
                 self.status.tls_failed.add(1);
             }
+            if self.strangers.contains(&place) {
+                self.status.timed_out.add(1);
+            }
             self.drop_conn(place);
             self.deadlines.remove(&(at, place));
         }
