@@ -32,6 +32,7 @@ use crate::disk::ModelStore;
 use crate::files::ModelFiles;
 use crate::network::ConnId;
 use crate::options::Options;
+use crate::order;
 
 /// A sign of life is passed on this often, even if no frame is whole.
 const SIGN_OF_LIFE: Span = Span::from_millis(1_000);
@@ -114,6 +115,7 @@ pub(crate) struct Server {
     pub(crate) read_at: Option<u64>,
     pub(crate) post_at: Option<u64>,
     pub(crate) turns: u64,
+    pub(crate) idle: order::Idle,
     /// The turn after which the engine is looked at.
     pub(crate) check_at: u64,
     spare: Vec<Post>,
@@ -246,6 +248,7 @@ impl Server {
             read_at: None,
             post_at: None,
             turns: 0,
+            idle: order::Idle::default(),
             check_at: options.check_every,
             spare: Vec::new(),
         })

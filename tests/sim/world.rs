@@ -203,7 +203,6 @@ pub(crate) struct World {
     pub(crate) followers: Vec<Follower>,
     /// People who were told of an end and look at the log at once.
     pub(crate) looks: Vec<Look>,
-    idle: order::Idle,
     pub(crate) fate: Arc<Fate>,
     pub(crate) oracle: SharedOracle,
     pub(crate) network: Network,
@@ -265,7 +264,6 @@ impl World {
             lives: 0,
             followers: Vec::new(),
             looks: Vec::new(),
-            idle: order::Idle::default(),
             oracle: Arc::new(Mutex::new(Oracle::new(
                 options.durability,
                 options.faults.iter().all(|every| *every == 0),
@@ -482,7 +480,9 @@ impl World {
             }
             Happening::Breaks(fault) => self.breaks(fault),
             Happening::ServerThaws => {
-                self.idle = order::Idle::default();
+                if let Some(server) = &mut self.server {
+                    server.idle = order::Idle::default();
+                }
                 self.wake();
             }
             Happening::DiskIsFine => {
@@ -547,7 +547,6 @@ impl World {
             return;
         }
         self.trace.say(self.now, || "server dies".into());
-        self.idle = order::Idle::default();
         self.looks.clear();
         self.server_frozen_until = 0;
         for conn in self.network.all() {
@@ -629,7 +628,6 @@ impl World {
         let commands = |name: &str| !without.iter().any(|other| other == name);
         let cramped = self.machines.iter().filter(|machine| machine.no_room);
         let cramped: Vec<String> = cramped.map(|machine| machine.name.clone()).collect();
-        let mut idle = std::mem::take(&mut self.idle);
         let Some(server) = self.server(epoch, what) else {
             return;
         };
@@ -668,6 +666,7 @@ impl World {
         }
         if looks || server.turns.is_multiple_of(IDLE_TURNS) {
             if !gives_nothing {
+                let mut idle = std::mem::take(&mut server.idle);
                 let engine_now = server.clock.now();
                 idle.check(
                     server.dispatch.engine(),
@@ -675,10 +674,9 @@ impl World {
                     &commands,
                     &cramped,
                 );
+                server.idle = idle;
             }
         }
-        self.idle = idle;
-        let server = self.server.as_mut().expect("it has just had a turn");
         let next = server.dispatch.next_turn();
         let at = now + next.since(server.clock.now()).micros();
         server.turn_at = Some(at.max(now + 1));
