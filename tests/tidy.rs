@@ -514,6 +514,27 @@ fn every_limit_is_documented() {
 }
 
 #[test]
+fn secrets_are_compared_in_constant_time() {
+    let mut breaches = Vec::new();
+    for path in ["server/src/auth/bearer.rs", "wire/src/handshake.rs"] {
+        let text = read(path);
+        let text = text.split("mod tests {").next().unwrap_or_default();
+        assert!(text.contains(".ct_eq("), "{path} compares no secret");
+        let secret = |line: &&str| {
+            let compares = line.contains(" == ") || line.contains(" != ");
+            let words = ["proof", "digest", "secret", "_key", "pad"];
+            compares && words.iter().any(|word| line.contains(word))
+        };
+        breaches.extend(
+            text.lines()
+                .filter(secret)
+                .map(|line| format!("{path}: {line}")),
+        );
+    }
+    expect_none("a comparison that ends at the first difference", &breaches);
+}
+
+#[test]
 fn states_and_reasons_are_named_for_http_users() {
     let text = read("wire/src/state.rs");
     let names: Vec<&str> = text

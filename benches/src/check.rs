@@ -210,7 +210,7 @@ impl Book {
             Some(system.request("GET", &path, b""))
         };
         let mut seen = Vec::with_capacity(entries.len());
-        http::run(system.http, ASKING, next, |body| {
+        http::run(system.to(), ASKING, next, |body| {
             let job: Value = serde_json::from_slice(body)?;
             seen.push(Seen {
                 id: job["id"].as_u64().context("a job without id")?,

@@ -242,7 +242,7 @@ fn cpu_while_idle(system: &System, seconds: u32, workers: &mut [Worker]) -> Resu
 
 /// An HTTP connection that has been used once.
 fn keep_open(system: &System) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect(system.http)?;
+    let mut stream = TcpStream::connect(system.plain()?)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&system.request("GET", "/healthz", b""))?;
     let mut piece = [0; 4_096];

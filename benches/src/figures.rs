@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::check::Book;
-use crate::load::{Load, cpu_us, per_second};
+use crate::load::{Done, Load, cpu_us, per_second};
 use crate::report::{Figure, Report, median, rounded, us};
 use crate::system::{Setup, Source};
 use crate::{append, backlog, http, latency, process, responder};
@@ -12,6 +12,9 @@ use crate::{append, backlog, http, latency, process, responder};
 /// How much is measured.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Plan {
+    /// Only these rows
+    #[arg(long, value_enum, value_name = "ROWS")]
+    pub only: Option<Part>,
     /// Runs whose median is told
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub runs: u32,
@@ -51,59 +54,66 @@ pub struct Row {
     command: String,
 }
 
-/// All rows that need no other system.
+/// What rows are made by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// No-op jobs in arrays: rate, server CPU.
+    Arrays,
+    /// Single requests.
+    Singles,
+    /// Processes.
+    Processes,
+    /// One job at a time.
+    Idle,
+    /// A start with jobs queued: memory, time.
+    Restart,
+}
+
+/// All rows that need no other system, or those that were asked for.
 pub fn rows(source: &Source, plan: &Plan) -> Result<Vec<Row>> {
-    let mut rows = arrays_and_singles(source, plan)?;
-    rows.push(processes(source, plan)?);
-    rows.push(idle(source, plan)?);
-    rows.extend(restart(source, plan)?);
+    let wanted = |part| plan.only.is_none_or(|only| only == part);
+    let mut rows = Vec::new();
+    if wanted(Part::Arrays) {
+        rows.extend(arrays(source, plan)?);
+    }
+    if wanted(Part::Singles) {
+        rows.push(singles(source, plan)?);
+    }
+    if wanted(Part::Processes) {
+        rows.push(processes(source, plan)?);
+    }
+    if wanted(Part::Idle) {
+        rows.push(idle(source, plan)?);
+    }
+    if wanted(Part::Restart) {
+        rows.extend(restart(source, plan)?);
+    }
     Ok(rows)
 }
 
-fn arrays_and_singles(source: &Source, plan: &Plan) -> Result<Vec<Row>> {
-    let mut arrays = Figure::new("", "jobs/s", "");
+fn command(what: &str) -> String {
+    format!("`hostler bench throughput {what}`")
+}
+
+fn arrays(source: &Source, plan: &Plan) -> Result<[Row; 2]> {
+    let mut rate = Figure::new("", "jobs/s", "");
     let mut cpu = Figure::new("", "µs", "");
-    let mut singles = Figure::new("", "jobs/s", "");
-    let instant = responder::start()?;
+    let load = Load::noop(plan.array_jobs, 100, ARRAY_CONNECTIONS, 100);
     for _ in 0..plan.runs {
-        let mut quiet = |_: &str, _, _| {};
-        let load = Load::noop(plan.array_jobs, 100, ARRAY_CONNECTIONS, 100);
-        let system = source.system(&Setup::PLAIN)?;
-        let mut book = Book::default();
-        let done = load.run(&system, &mut book, &mut quiet)?;
-        book.check(&system)?;
-        arrays.values.push(per_second(load.jobs, done.elapsed));
+        let done = checked(source, &load)?.1;
+        rate.values.push(per_second(load.jobs, done.elapsed));
         cpu.values
             .extend(done.cpu.map(|time| cpu_us(time, load.jobs)));
         cpu.references.push(SPIKE_CPU_US);
-        drop(system);
-
-        let load = Load::noop(plan.single_jobs, 1, SINGLE_CONNECTIONS, 100);
-        let system = source.system(&Setup::PLAIN)?;
-        let mut book = Book::default();
-        let done = load.run(&system, &mut book, &mut quiet)?;
-        book.check(&system)?;
-        singles.values.push(per_second(load.jobs, done.elapsed));
-        let bytes = system.request("POST", "/jobs", load.kinds[0].as_bytes());
-        drop(system);
-        let mut left = load.jobs;
-        let next = || {
-            left = left.checked_sub(1)?;
-            Some(bytes.clone())
-        };
-        let done = http::run(instant, load.connections, next, |_| Ok(()))?;
-        let rate = per_second(done.requests, done.elapsed);
-        singles.references.push(rate);
     }
-    let command = |what: &str| format!("`hostler bench throughput {what}`");
-    Ok(vec![
+    Ok([
         Row {
             what: "durable no-op jobs, arrays of 100, 16 connections",
             reference: "other systems: below",
             at_least: "",
             aim: "",
             ratio: String::new(),
-            figure: arrays,
+            figure: rate,
             command: command(&format!("--jobs {}", plan.array_jobs)),
         },
         Row {
@@ -115,19 +125,47 @@ fn arrays_and_singles(source: &Source, plan: &Plan) -> Result<Vec<Row>> {
             figure: cpu,
             command: command(&format!("--jobs {}", plan.array_jobs)),
         },
-        Row {
-            what: "single requests, 64 connections, durable",
-            reference: "the same requests to a server that answers at once",
-            at_least: "50 %",
-            aim: "75 %",
-            ratio: percent(&singles),
-            figure: singles,
-            command: command(&format!(
-                "--batch 1 --clients 64 --jobs {}",
-                plan.single_jobs
-            )),
-        },
     ])
+}
+
+fn singles(source: &Source, plan: &Plan) -> Result<Row> {
+    let mut figure = Figure::new("", "jobs/s", "");
+    let load = Load::noop(plan.single_jobs, 1, SINGLE_CONNECTIONS, 100);
+    let instant = responder::start()?;
+    for _ in 0..plan.runs {
+        let (request, done) = checked(source, &load)?;
+        figure.values.push(per_second(load.jobs, done.elapsed));
+        let mut left = load.jobs;
+        let next = || {
+            left = left.checked_sub(1)?;
+            Some(request.clone())
+        };
+        let done = http::run(instant, load.connections, next, |_| Ok(()))?;
+        let rate = per_second(done.requests, done.elapsed);
+        figure.references.push(rate);
+    }
+    Ok(Row {
+        what: "single requests, 64 connections, durable",
+        reference: "the same requests to a hyper server that answers at once",
+        at_least: "50 %",
+        aim: "75 %",
+        ratio: percent(&figure),
+        figure,
+        command: command(&format!(
+            "--batch 1 --clients 64 --jobs {}",
+            plan.single_jobs
+        )),
+    })
+}
+
+/// One run of a load on a system of its own, of which nothing may be lost; and the first kind's request.
+fn checked(source: &Source, load: &Load) -> Result<(Vec<u8>, Done)> {
+    let system = source.system(&Setup::PLAIN)?;
+    let mut book = Book::default();
+    let done = load.run(&system, &mut book, &mut |_: &str, _, _| {})?;
+    book.check(&system)?;
+    let request = system.request("POST", "/jobs", load.kinds[0].as_bytes());
+    Ok((request, done))
 }
 
 fn processes(source: &Source, plan: &Plan) -> Result<Row> {

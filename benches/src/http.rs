@@ -1,14 +1,17 @@
 //! A closed loop of HTTP requests: each connection sends its next request when the answer to the last one is there.
 //!
 //! One thread, mio, requests prepared as bytes and answers looked at only as far as needed: on two cores, what the
-//! client burns the server does not have.
+//! client burns the server does not have. Under TLS it burns about as much for that as the server does.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bytes::{Buf, BytesMut};
 use hdrhistogram::Histogram;
+use hostler_tls::{Channel, ClientConfig, ServerName};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
@@ -21,6 +24,21 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 const REFUSED_MAX: u64 = 100_000;
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Where requests go: plain, unless TLS is named.
+#[derive(Clone, Debug)]
+pub struct To {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Whom to trust, and who must be there.
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+impl From<SocketAddr> for To {
+    fn from(addr: SocketAddr) -> Self {
+        Self { addr, tls: None }
+    }
+}
 
 /// What a loop did.
 #[derive(Debug)]
@@ -52,22 +70,23 @@ pub fn request(method: &str, path: &str, token: Option<&str>, json: &[u8]) -> Ve
 
 /// Sends what `next` gives until it gives no more; tells `answered` each body of a 2xx.
 pub fn run(
-    addr: SocketAddr,
+    to: impl Into<To>,
     connections: usize,
     mut next: impl FnMut() -> Option<Vec<u8>>,
     mut answered: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<Done> {
     let next = || Some((next()?, ()));
-    run_marked(addr, connections, next, |(), body| answered(body))
+    run_marked(to, connections, next, |(), body| answered(body))
 }
 
 /// The same with a mark on each request, handed back with its answer.
 pub fn run_marked<M>(
-    addr: SocketAddr,
+    to: impl Into<To>,
     connections: usize,
     mut next: impl FnMut() -> Option<(Vec<u8>, M)>,
     mut answered: impl FnMut(M, &[u8]) -> Result<()>,
 ) -> Result<Done> {
+    let to = to.into();
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1_024);
     let mut done = Done {
@@ -81,11 +100,11 @@ pub fn run_marked<M>(
     let mut all = Vec::new();
     for index in 0..connections {
         let Some((bytes, mark)) = next() else { break };
-        let mut stream = connected(addr)?;
+        let mut connection = Connection::new(&to, bytes)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry()
-            .register(&mut stream, Token(index), interest)?;
-        all.push((Connection::new(stream, bytes), Some(mark)));
+            .register(&mut connection.stream, Token(index), interest)?;
+        all.push((connection, Some(mark)));
         open += 1;
     }
     while open > 0 {
@@ -139,11 +158,11 @@ pub fn run_marked<M>(
 }
 
 /// One request, its answer's body.
-pub fn once(addr: SocketAddr, bytes: Vec<u8>) -> Result<Vec<u8>> {
+pub fn once(to: impl Into<To>, bytes: Vec<u8>) -> Result<Vec<u8>> {
     let mut bytes = Some(bytes);
     let mut body = Vec::new();
     run(
-        addr,
+        to,
         1,
         || bytes.take(),
         |answer| {
@@ -164,9 +183,11 @@ pub(crate) fn connected(addr: SocketAddr) -> Result<TcpStream> {
 
 pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
+    channel: Channel,
     request: Vec<u8>,
-    sent: usize,
-    pub(crate) received: Vec<u8>,
+    /// What of it has not left.
+    out: BytesMut,
+    pub(crate) received: BytesMut,
     since: Moment,
 }
 
@@ -176,44 +197,47 @@ pub(crate) struct Answer {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, request: Vec<u8>) -> Self {
-        Self {
-            stream,
+    pub(crate) fn new(to: &To, request: Vec<u8>) -> Result<Self> {
+        let channel = match to.tls.clone() {
+            Some((config, name)) => Channel::client(config, name)?,
+            None => Channel::plain(),
+        };
+        Ok(Self {
+            stream: connected(to.addr)?,
+            channel,
+            out: BytesMut::from(&request[..]),
             request,
-            sent: 0,
-            received: Vec::with_capacity(4_096),
+            received: BytesMut::with_capacity(4_096),
             since: Moment::now(),
-        }
+        })
     }
 
     /// The last answer ends at `end`; this goes out next.
     pub(crate) fn again(&mut self, end: usize, request: Vec<u8>) {
-        self.received.drain(..end);
+        self.received.advance(end);
+        self.out.clear();
+        self.out.extend_from_slice(&request);
         self.request = request;
-        self.sent = 0;
         self.since = Moment::now();
     }
 
     /// Moves bytes until an answer is whole, or nothing moves.
     pub(crate) fn pump(&mut self) -> Result<Option<Answer>> {
-        while self.sent < self.request.len() {
-            match self.stream.write(&self.request[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
         let mut piece = [0; 16_384];
         loop {
+            if !self.out.is_empty() || self.channel.wants_write() {
+                self.channel.write(&mut self.stream, &mut self.out)?;
+            }
             if let Some(answer) = parse(&self.received)? {
                 return Ok(Some(answer));
             }
-            match self.stream.read(&mut piece) {
-                Ok(0) => bail!("the server closed the connection"),
-                Ok(count) => self.received.extend_from_slice(&piece[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            let read = self
+                .channel
+                .read(&mut self.stream, &mut piece, &mut self.received);
+            match read {
+                Ok(taken) if taken.wire == 0 => bail!("the server closed the connection"),
+                Ok(_) => {}
+                Err(error) if error.is_blocked() => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
             ensure!(

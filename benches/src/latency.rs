@@ -160,7 +160,7 @@ pub fn one_by_one(system: &System, count: u32, book: &mut Book) -> Result<Alone>
         begun.set(Moment::now());
         Some(submit.clone())
     };
-    http::run(system.http, 1, next, |body| {
+    http::run(system.to(), 1, next, |body| {
         let elapsed = begun.get().elapsed();
         let job: Value = serde_json::from_slice(body)?;
         if waiting.get().is_none() {

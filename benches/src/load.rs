@@ -104,7 +104,7 @@ impl Load {
             }
         };
         let before = book.jobs();
-        let done = http::run(system.http, self.connections, next, |answer| {
+        let done = http::run(system.to(), self.connections, next, |answer| {
             let (first, count) = accepted(answer, self.batch == 1)?;
             book.add(first, count, expect);
             Ok(())
@@ -159,7 +159,7 @@ pub fn await_ends(system: &System, book: &Book) -> Result<()> {
         let path = format!("/jobs/{}?wait=50s&live=0", waiting?);
         Some(system.request("GET", &path, b""))
     };
-    http::run(system.http, 1, next, |body| {
+    http::run(system.to(), 1, next, |body| {
         let job: Value = serde_json::from_slice(body)?;
         again.set(!has_ended(&job));
         Ok(())

@@ -216,7 +216,7 @@ fn write(jobs: &Jobs, bytes: u64, followed: bool) -> Result<f64> {
 
 /// Reads a job's output to its end, as it comes on the connection.
 fn follow(jobs: &Jobs, id: u64, mut on_piece: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut stream = TcpStream::connect(jobs.system.http)?;
+    let mut stream = TcpStream::connect(jobs.system.plain()?)?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
     let path = format!("/jobs/{id}/logs?stream=stdout&follow=1");
     stream.write_all(&jobs.system.request("GET", &path, b""))?;

@@ -119,7 +119,7 @@ fn submit(system: &System, plan: &Plan, book: &mut Book) -> Result<http::Done> {
         let bytes = system.request("POST", "/jobs", body.as_bytes());
         Some((bytes, Mark::Submission(part)))
     };
-    http::run_marked(system.http, plan.clients as usize, next, |mark, answer| {
+    http::run_marked(system.to(), plan.clients as usize, next, |mark, answer| {
         if let Mark::Submission(part) = mark {
             let (first, count) = accepted(answer, part.array.is_none())?;
             book.add(first, count, part.expect);

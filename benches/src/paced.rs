@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::check::{Book, Expect};
 use crate::clock::Moment;
-use crate::http::{Connection, connected};
+use crate::http::Connection;
 use crate::load::has_ended;
 use crate::system::System;
 
@@ -71,11 +71,11 @@ pub fn run(system: &System, pace: Pace, job: &[u8], book: &mut Book) -> Result<T
     )?;
     let mut all = Vec::new();
     for index in 0..pace.connections {
-        let mut stream = connected(system.http)?;
+        let mut connection = Connection::new(&system.to(), Vec::new())?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry()
-            .register(&mut stream, Token(index), interest)?;
-        all.push((Connection::new(stream, Vec::new()), None::<Step>));
+            .register(&mut connection.stream, Token(index), interest)?;
+        all.push((connection, None::<Step>));
     }
     let mut idle: VecDeque<usize> = (0..all.len()).collect();
     let mut times = Times {

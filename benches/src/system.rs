@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use hostler_tls::{ClientFiles, Port, ServerName};
 use hostler_wire::token::Token;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -34,6 +35,9 @@ pub struct Setup {
     /// What the own server means by accepted
     #[arg(long, value_enum, value_name = "WHAT", default_value = "fsync")]
     pub durability: Durability,
+    /// What the own server demands
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "token")]
+    pub access: Access,
     /// Its traces have each step of a job, for [`System::assigned_us`].
     #[arg(skip)]
     pub traced: bool,
@@ -48,12 +52,24 @@ pub enum Durability {
     Os,
 }
 
+/// What a server demands of whoever comes. Its worker port always demands a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Access {
+    /// Nothing, on HTTP.
+    Open,
+    /// Access tokens.
+    Token,
+    /// Access tokens, and TLS on both ports, with certificates made for the run.
+    Tls,
+}
+
 impl Setup {
     /// One worker of two slots, fsync: what the figures are made with.
     pub const PLAIN: Self = Self {
         workers: 1,
         slots: 2,
         durability: Durability::Fsync,
+        access: Access::Token,
         traced: false,
     };
 
@@ -75,6 +91,7 @@ impl Setup {
             "workers": self.workers,
             "slots": self.slots,
             "durability": self.durability.as_str(),
+            "access": self.access.as_str(),
         })
     }
 }
@@ -84,6 +101,16 @@ impl Durability {
         match self {
             Self::Fsync => "fsync",
             Self::Os => "os",
+        }
+    }
+}
+
+impl Access {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Token => "token",
+            Self::Tls => "tls",
         }
     }
 }
@@ -99,6 +126,8 @@ pub enum Source {
         address: String,
         /// The access token, if it wants one.
         token: Option<String>,
+        /// Whom to trust, if it speaks TLS.
+        tls: Option<ClientFiles>,
     },
 }
 
@@ -107,7 +136,11 @@ impl Source {
     pub fn system(&self, setup: &Setup) -> Result<System> {
         match self {
             Self::Own(binary) => System::start(binary, setup),
-            Self::Running { address, token } => System::running(address, token.clone()),
+            Self::Running {
+                address,
+                token,
+                tls,
+            } => System::running(address, token.clone(), tls.as_ref()),
         }
     }
 }
@@ -119,6 +152,7 @@ pub struct System {
     pub http: SocketAddr,
     /// What `GET /version` says.
     pub version: String,
+    to: http::To,
     token: Option<String>,
     own: Option<Own>,
 }
@@ -166,9 +200,22 @@ impl System {
             worker_port: free_port()?,
             dir,
         };
+        let http = free_port()?;
+        let mut to = http::To::from(http);
+        if setup.access == Access::Tls {
+            let mut made = own.bare("tls", "tls.err")?;
+            let made = made.args(["init", "--dir"]).arg(own.tls_dir()).status()?;
+            ensure!(made.success(), "`hostler tls init` failed");
+            let files = ClientFiles {
+                ca: Some(own.tls_dir().join("ca.pem")),
+                ..ClientFiles::default()
+            };
+            to = with_tls(http, &files, &http.ip().to_string())?;
+        }
         let mut system = Self {
-            http: free_port()?,
+            http,
             version: String::new(),
+            to,
             token: None,
             own: Some(own),
         };
@@ -186,15 +233,27 @@ impl System {
     }
 
     /// One that runs at `HOST:PORT`. Nothing but a Hostler server is ever loaded.
-    pub fn running(address: &str, token: Option<String>) -> Result<Self> {
+    pub fn running(
+        address: &str,
+        token: Option<String>,
+        tls: Option<&ClientFiles>,
+    ) -> Result<Self> {
         let http = address
             .to_socket_addrs()
             .with_context(|| format!("no such address: {address}"))?
             .next()
             .with_context(|| format!("no such address: {address}"))?;
+        let to = match tls {
+            Some(files) => {
+                let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+                with_tls(http, files, host.trim_matches(['[', ']']))?
+            }
+            None => http.into(),
+        };
         let mut system = Self {
             http,
             version: String::new(),
+            to,
             token,
             own: None,
         };
@@ -207,17 +266,19 @@ impl System {
 
     /// Starts the own server, which does not run, in its directory; returns when it is ready.
     pub fn start_server(&mut self) -> Result<()> {
-        let http = self.http;
+        let (http, to) = (self.http, self.to());
         let own = self.own.as_mut().context("it is our own")?;
         own.server = Some(own.spawn_server(http)?);
         let ask = http::request("GET", "/readyz", None, b"");
         let is_ready = eventually(PATIENCE, Duration::from_millis(1), || {
-            http::once(http, ask.clone()).is_ok()
+            http::once(to.clone(), ask.clone()).is_ok()
         });
         let said = || fs::read_to_string(own.dir.path().join("server.err")).unwrap_or_default();
         ensure!(is_ready, "the server did not become ready: {}", said());
-        let token = fs::read_to_string(own.data_dir().join("admin.token"))?;
-        self.token = Some(token.trim().to_owned());
+        if own.setup.access != Access::Open {
+            let token = fs::read_to_string(own.data_dir().join("admin.token"))?;
+            self.token = Some(token.trim().to_owned());
+        }
         self.learn_version()
     }
 
@@ -231,7 +292,7 @@ impl System {
     }
 
     fn learn_version(&mut self) -> Result<()> {
-        let answer = http::once(self.http, http::request("GET", "/version", None, b""))
+        let answer = http::once(self.to(), http::request("GET", "/version", None, b""))
             .with_context(|| format!("no server answers at {}", self.http))?;
         let version: Value = serde_json::from_slice(&answer).unwrap_or_default();
         let is_ours = version["cluster_id"].is_string() && version["protocol"].is_u64();
@@ -293,6 +354,20 @@ impl System {
         Ok(Some(all))
     }
 
+    /// Where requests go.
+    pub fn to(&self) -> http::To {
+        self.to.clone()
+    }
+
+    /// The same, for who speaks no TLS.
+    pub fn plain(&self) -> Result<SocketAddr> {
+        ensure!(
+            self.to.tls.is_none(),
+            "this is measured on plain connections only"
+        );
+        Ok(self.http)
+    }
+
     /// A request with the token.
     pub fn request(&self, method: &str, path: &str, json: &[u8]) -> Vec<u8> {
         http::request(method, path, self.token(), json)
@@ -300,7 +375,7 @@ impl System {
 
     /// One request, its answer's body.
     pub fn once(&self, method: &str, path: &str, json: &[u8]) -> Result<Vec<u8>> {
-        http::once(self.http, self.request(method, path, json))
+        http::once(self.to(), self.request(method, path, json))
     }
 
     /// `GET /stats`.
@@ -354,8 +429,22 @@ impl Own {
         self.dir.path().join("data")
     }
 
+    fn tls_dir(&self) -> PathBuf {
+        self.dir.path().join("tls")
+    }
+
     fn spawn_server(&self, http: SocketAddr) -> Result<Child> {
-        self.command("server", "server.err")?
+        let mut command = self.command("server", "server.err")?;
+        match self.setup.access {
+            Access::Open => drop(command.arg("--no-auth")),
+            Access::Token => {}
+            Access::Tls => {
+                let dir = self.tls_dir();
+                command.arg("--tls-cert").arg(dir.join("server.pem"));
+                command.arg("--tls-key").arg(dir.join("server.key"));
+            }
+        }
+        command
             .arg("--data-dir")
             .arg(self.data_dir())
             .args(["--listen", &http.to_string()])
@@ -366,7 +455,11 @@ impl Own {
     }
 
     fn spawn_worker(&self, number: u32) -> Result<Child> {
-        self.command("worker", &format!("worker-{number}.err"))?
+        let mut command = self.command("worker", &format!("worker-{number}.err"))?;
+        if self.setup.access == Access::Tls {
+            command.arg("--tls-ca").arg(self.tls_dir().join("ca.pem"));
+        }
+        command
             .args(["--name", &format!("bench-{number}"), "--token-file"])
             .arg(self.data_dir().join("worker.token"))
             .args(["--server", &self.worker_port.to_string()])
@@ -378,9 +471,15 @@ impl Own {
     /// `hostler WHAT` with nothing of its caller's settings.
     fn command(&self, what: &str, trace: &str) -> Result<Command> {
         let level = if self.setup.traced { "trace" } else { "warn" };
+        let mut command = self.bare(what, trace)?;
+        command.args(["--log-level", level]);
+        Ok(command)
+    }
+
+    fn bare(&self, what: &str, trace: &str) -> Result<Command> {
         let mut command = Command::new(&self.binary);
         command
-            .args([what, "--log-level", level])
+            .arg(what)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -412,6 +511,15 @@ pub(crate) fn end(child: &mut Child) {
         drop(child.kill());
         drop(child.wait());
     }
+}
+
+fn with_tls(addr: SocketAddr, files: &ClientFiles, host: &str) -> Result<http::To> {
+    let config = files.load(Port::Http).map_err(|error| anyhow!("{error}"))?;
+    let name = ServerName::try_from(host.to_owned())?;
+    Ok(http::To {
+        addr,
+        tls: Some((config, name)),
+    })
 }
 
 fn live_jobs(stats: &Value) -> Result<u64> {
@@ -466,7 +574,7 @@ mod tests {
     #[test]
     fn what_is_no_hostler_server_is_not_loaded() {
         let stranger = responder::start().unwrap();
-        let error = System::running(&stranger.to_string(), None).unwrap_err();
+        let error = System::running(&stranger.to_string(), None, None).unwrap_err();
         assert!(error.to_string().contains("no Hostler server"), "{error}");
     }
 }

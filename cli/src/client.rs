@@ -69,6 +69,11 @@ impl Address {
         self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
 
+    /// Whether it is asked under TLS.
+    pub(crate) const fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
     /// `host:port`, as the Host header and a connect want it.
     pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {

@@ -42,14 +42,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "URL[,URL…]")]
     pub(crate) server: Option<String>,
 
-    /// File with the access token [default: HOSTLER_TOKEN, or the data directory's]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "HOSTLER_TOKEN_FILE",
-        hide_env = true
-    )]
+    /// File with the access token [default: HOSTLER_TOKEN, HOSTLER_TOKEN_FILE, or the data directory's]
+    // Both variables are read below: what the command line says goes first.
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 
     /// Configuration file
@@ -238,7 +233,7 @@ impl Settings {
         Ok(Self {
             form,
             addresses,
-            token_file: global.token_file.clone().or(file.client.token_file.clone()),
+            token_file: global.token_file.clone(),
             tls,
             verbose: global.verbose,
             no_input: global.no_input,
@@ -246,14 +241,11 @@ impl Settings {
         })
     }
 
-    /// The access token for HTTP: `HOSTLER_TOKEN`, the token file, or the one in our own data directory. That last
-    /// one is offered to servers on this machine only: it must not travel to a stranger because of a URL.
+    /// The access token for HTTP, or the one in our own data directory. That last one is offered to servers on this
+    /// machine only: it must not travel to a stranger because of a URL.
     pub(crate) fn token(&self) -> Result<Option<String>, Failure> {
-        if let Some(token) = token_from_environment()? {
+        if let Some((token, _)) = self.token_said(self.file.client.token_file.as_deref())? {
             return Ok(Some(token));
-        }
-        if let Some(path) = &self.token_file {
-            return read_token(path).map(Some);
         }
         if !self.addresses.iter().all(Address::is_loopback) {
             return Ok(None);
@@ -264,11 +256,26 @@ impl Settings {
             Err(_) => Ok(None), // the server may want none; if it does, it says so
         }
     }
-}
 
-/// The token in `HOSTLER_TOKEN`.
-pub(crate) fn token_from_environment() -> Result<Option<String>, Failure> {
-    text_from_environment("HOSTLER_TOKEN")
+    /// The token that somebody said and the file it is in, the nearest word first: `--token-file`, `HOSTLER_TOKEN`,
+    /// `HOSTLER_TOKEN_FILE`, the configuration.
+    pub(crate) fn token_said(
+        &self,
+        configured: Option<&Path>,
+    ) -> Result<Option<(String, Option<PathBuf>)>, Failure> {
+        let in_file = |path: &Path| Ok(Some((read_token(path)?, Some(path.to_owned()))));
+        if let Some(path) = &self.token_file {
+            return in_file(path);
+        }
+        if let Some(token) = text_from_environment("HOSTLER_TOKEN")? {
+            return Ok(Some((token, None)));
+        }
+        let named = text_from_environment("HOSTLER_TOKEN_FILE")?;
+        match named.as_deref().map(Path::new).or(configured) {
+            Some(path) => in_file(path),
+            None => Ok(None),
+        }
+    }
 }
 
 /// A variable's value without the white space round it; one that is empty counts as not set.

@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -156,6 +156,28 @@ impl Auth {
         auth.add_file(&admin, Role::Admin, ADMIN_FILE);
         auth.add_file(&worker, Role::Worker, WORKER_FILE);
         Ok(auth)
+    }
+
+    /// Reads the token files again, and makes those that are not there: whatever else they held is good for nothing now.
+    /// On an error the old ones stay. Returns how many were exchanged.
+    pub fn reload(&self, data_dir: &Path) -> Result<usize, AuthError> {
+        let files = [(ADMIN_FILE, Role::Admin), (WORKER_FILE, Role::Worker)];
+        let mut exchanged = 0;
+        for (file, role) in files {
+            let token = files::load_or_make(data_dir, file, role)?;
+            let new = Bearer::new(TokenRecord::new(&token, role), self.rates).in_file(file);
+            let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            if all
+                .get(&*token.id)
+                .is_some_and(|known| known.proves(&token))
+            {
+                continue;
+            }
+            all.retain(|_, known| known.file != Some(file));
+            all.insert(Arc::clone(&new.id), Arc::new(new));
+            exchanged += 1;
+        }
+        Ok(exchanged)
     }
 
     /// From tokens at hand; without an admin token HTTP is open.
@@ -535,6 +557,24 @@ mod tests {
             error.contains("admin.token") && !error.contains("half"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_file_that_was_removed_has_another_token_once_they_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = open(&dir);
+        let (old_admin, worker) = (header(&dir, ADMIN_FILE), header(&dir, WORKER_FILE));
+        assert_eq!(auth.reload(dir.path()).unwrap(), 0);
+        fs::remove_file(dir.path().join(ADMIN_FILE)).unwrap();
+        assert_eq!(auth.reload(dir.path()).unwrap(), 1);
+        assert_eq!(ask(&auth, &old_admin, 0).unwrap_err(), Denied::Unknown);
+        assert!(ask(&auth, &header(&dir, ADMIN_FILE), 0).is_ok());
+        assert!(ask(&auth, &worker, 0).is_ok());
+        assert_eq!(auth.count(), 2);
+        // What cannot be read closes no door and opens none.
+        fs::write(dir.path().join(WORKER_FILE), "hostler_worker_half").unwrap();
+        assert!(auth.reload(dir.path()).is_err());
+        assert!(ask(&auth, &worker, 0).is_ok());
     }
 
     #[test]

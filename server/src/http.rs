@@ -66,6 +66,8 @@ use crate::metrics::Health;
 use crate::store::writer::Answer;
 use crate::{dispatch, net, output, store};
 
+pub use problem::Counts;
+
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most headers.
@@ -98,6 +100,8 @@ pub struct Parts {
     pub auth: Arc<Auth>,
     /// What the writer counts.
     pub counters: Arc<store::writer::Counters>,
+    /// What HTTP counts.
+    pub counts: Arc<Counts>,
     /// Whether the server is well.
     pub health: Arc<Health>,
     /// The time of day.
@@ -229,8 +233,8 @@ struct All {
     crowd: Crowd,
     /// Connections being told that there are too many.
     refusing: AtomicUsize,
-    /// Makes request ids: random bits of this start, and a count.
-    id_prefix: u64,
+    /// Makes request ids: random digits of this start, and a count.
+    id_prefix: String,
     ids: AtomicU64,
 }
 
@@ -253,7 +257,7 @@ impl All {
             tls,
             crowd: Crowd::new(limits),
             refusing: AtomicUsize::new(0),
-            id_prefix: getrandom::u64().map_err(io::Error::other)?,
+            id_prefix: format!("{:08x}-", getrandom::u32().map_err(io::Error::other)?),
             ids: AtomicU64::new(0),
         })
     }
@@ -296,8 +300,8 @@ impl Shared {
         });
         theirs.cloned().unwrap_or_else(|| {
             let number = self.all.ids.fetch_add(1, Ordering::Relaxed);
-            let id = format!("{:08x}-{number}", self.all.id_prefix >> 32);
-            HeaderValue::from_str(&id).expect("hex digits, a dash and digits")
+            let id = [&*self.all.id_prefix, &number.to_string()].concat();
+            HeaderValue::try_from(id).expect("hex digits, a dash and digits")
         })
     }
 }
@@ -365,6 +369,8 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.shared.all.crowd.leave(self.address);
+        let open = &self.shared.parts.counts.connections;
+        open.fetch_sub(1, Ordering::Relaxed);
         self.here.open.fetch_sub(1, Ordering::Relaxed);
         self.here.gone.notify_one();
     }
@@ -382,6 +388,8 @@ fn admit(
         return refuse(stream, shared, full);
     }
     here.open.fetch_add(1, Ordering::Relaxed);
+    let open = &shared.parts.counts.connections;
+    open.fetch_add(1, Ordering::Relaxed);
     let place = Place {
         shared: Arc::clone(shared),
         here: Arc::clone(here),
@@ -396,6 +404,7 @@ fn admit(
 /// A 503 for a connection too many; beyond a few at once they are closed without a word.
 fn refuse(stream: TcpStream, shared: &Arc<Shared>, full: Full) {
     const AT_ONCE_MAX: usize = 64;
+    shared.parts.counts.refused(Code::Connections);
     if shared.all.tls.is_some() {
         return; // it would have to agree on TLS first, only to be told
     }
@@ -457,6 +466,9 @@ async fn serve(
         drop(std::future::poll_fn(|cx| http.poll_without_shutdown(cx)).await);
     }
     let socket = http.into_parts().io.into_inner();
+    if let Some(code) = socket.told() {
+        shared.parts.counts.refused(code);
+    }
     if conn.lingers() {
         socket.close_slowly().await;
     } else {
@@ -482,46 +494,51 @@ async fn secure(stream: TcpStream, tls: &Tls, shared: &Shared) -> Option<Stream>
     None
 }
 
-/// One request.
-async fn answer(
+/// One request. What waits for its answer is small on purpose, each thing in it once: it is made anew for each request,
+/// and what is larger than 1 KiB costs the allocator a search.
+fn answer(
     shared: &Shared,
     conn: &Arc<Conn>,
     from: IpAddr,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+) -> impl Future<Output = Result<Response<Body>, Infallible>> {
     let busy = conn.begin();
     let id = shared.request_id(request.headers());
-    let (head, body) = request.into_parts();
-    let outcome = caught(shared.routes.answer(&shared.parts, from, &head, body)).await;
-    let mut response = outcome.unwrap_or_else(|refusal| {
-        if refusal.close {
+    let (mut head, body) = request.into_parts();
+    let path: Box<str> = head.uri.path().into();
+    let in_chunks = head.headers.contains_key(header::TRANSFER_ENCODING);
+    async move {
+        let endpoint = pin!(shared.routes.answer(&shared.parts, from, &mut head, body));
+        let mut response = caught(endpoint).await.unwrap_or_else(|refusal| {
+            shared.parts.counts.refused(refusal.code);
+            if refusal.close {
+                conn.linger();
+            }
+            refusal.respond(&path, id.to_str().unwrap_or_default())
+        });
+        if in_chunks {
+            // It may have carried a Content-Length too: hyper then closes, so that nothing that follows is taken for a
+            // request (RFC 9112, 6.1), and the answer must not be lost with what is left unread.
             conn.linger();
         }
-        refusal.respond(head.uri.path(), id.to_str().unwrap_or_default())
-    });
-    if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // It may have carried a Content-Length too: hyper then closes, so that nothing that follows is taken for a
-        // request (RFC 9112, 6.1), and the answer must not be lost with what is left unread.
-        conn.linger();
+        let headers = response.headers_mut();
+        headers.insert(X_REQUEST_ID, id);
+        headers
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        response.body_mut().hold(busy);
+        Ok(response)
     }
-    let headers = response.headers_mut();
-    headers.insert(X_REQUEST_ID, id);
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    response.body_mut().hold(busy);
-    Ok(response)
 }
 
 type Outcome = Result<Response<Body>, Box<Refusal>>;
 
 /// Turns a panic into a 500: it is a mistake of ours in one request, and no other one's matter.
-async fn caught(endpoint: impl Future<Output = Outcome>) -> Outcome {
-    let mut endpoint = pin!(endpoint);
+async fn caught(mut endpoint: Pin<&mut impl Future<Output = Outcome>>) -> Outcome {
     let caught = std::future::poll_fn(move |cx| {
         catch_unwind(AssertUnwindSafe(|| endpoint.as_mut().poll(cx))).unwrap_or_else(|_panic| {
             Poll::Ready(Err(Refusal::new(
@@ -582,7 +599,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let outcome = runtime.block_on(caught(async { panic!("a mistake") }));
+        let outcome = runtime.block_on(caught(pin!(async { panic!("a mistake") })));
         let refusal = outcome.unwrap_err();
         assert_eq!(refusal.code, Code::Internal);
         assert!(refusal.close);

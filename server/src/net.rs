@@ -155,7 +155,7 @@ pub struct Status {
     pub refused: Counter,
     /// Of these, for a wrong token.
     pub unauthorised: Counter,
-    /// Of these, for what they said instead of TLS, or within it.
+    /// Connections that did not come to speak TLS with us: for what they said, or in time.
     pub tls_failed: Counter,
     /// Workers cut off because they did not read.
     pub cut_off: Counter,

@@ -67,7 +67,7 @@ pub struct Server {
     threads: Threads,
     drain_timeout: Duration,
     addresses: PathBuf,
-    tls: Option<Arc<Live>>,
+    reloader: Reloader,
 }
 
 /// What may end a server.
@@ -112,13 +112,21 @@ pub struct Stopper(Sender<Control>);
 #[derive(Clone, Debug)]
 pub struct Reloader {
     tls: Option<Arc<Live>>,
+    auth: Arc<Auth>,
+    data_dir: PathBuf,
 }
 
 impl Reloader {
     /// New connections begin with what the files say now. What is wrong with them is told in the trace and changes nothing.
     pub fn reload(&self) {
+        match self.auth.reload(&self.data_dir) {
+            Ok(exchanged) => {
+                tracing::info!(exchanged, "the files of access tokens were read again")
+            }
+            Err(error) => tracing::error!(%error, "the old access token stays in use"),
+        }
         let Some(tls) = &self.tls else {
-            return tracing::info!("nothing to read again: the ports are plain");
+            return;
         };
         match tls.reload() {
             Ok(()) => tracing::info!(times = tls.reloads(), "the certificates were read again"),
@@ -162,7 +170,12 @@ impl Server {
         let http_addr = http_listener.local_addr().map_err(StartError::Thread)?;
         let worker_addr = worker_port.address();
         let drain_timeout = config.drain_timeout;
-        let parts = (store, auth, tls.clone());
+        let reloader = Reloader {
+            tls: tls.clone(),
+            auth: Arc::clone(&auth),
+            data_dir: config.data_dir.clone(),
+        };
+        let parts = (store, auth, tls);
         let threads = start_threads(config, parts, (http_listener, worker_port), &control)?;
         publish(&addresses, http_addr, worker_addr).map_err(StartError::Thread)?;
         tracing::info!(http = %http_addr, workers = %worker_addr, "ready");
@@ -174,20 +187,18 @@ impl Server {
             threads,
             drain_timeout,
             addresses,
-            tls,
+            reloader,
         })
     }
 
     /// Whether its ports speak TLS.
     pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+        self.reloader.tls.is_some()
     }
 
     /// Something to have its files read again by.
     pub fn reloader(&self) -> Reloader {
-        Reloader {
-            tls: self.tls.clone(),
-        }
+        self.reloader.clone()
     }
 
     /// Where HTTP listens.
@@ -388,6 +399,7 @@ fn start_threads(
         output: output.clone(),
         auth,
         counters,
+        counts: Arc::default(),
         health: Arc::clone(&health),
         clock,
         config: Arc::new(config),

@@ -320,6 +320,7 @@ fn a_handshake_that_is_not_done_in_time_is_closed() {
     let mut stream = t.half_open();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(t.net.status().tls_failed.value(), 1);
     // Nor has it helped one that agreed on TLS and then said nothing.
     let mut client = t.client();
     let half_of_a_hello = BytesMut::from(&[61, 0][..]);
@@ -331,6 +332,7 @@ fn a_handshake_that_is_not_done_in_time_is_closed() {
         }
     }
     while !matches!(client.read(), Ok(0) | Err(_)) {}
+    assert_eq!(t.net.status().tls_failed.value(), 1);
     t.stop();
 }
 

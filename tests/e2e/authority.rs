@@ -16,6 +16,7 @@ use hostler_wire::handshake::ClientHandshake;
 use hostler_wire::limits::FRAME_BYTES_MAX;
 use hostler_wire::token::Token;
 use hostler_wire::{Attempt, Epoch, Fence, JobId, Outcome};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::submit::until_exists_line;
@@ -200,6 +201,64 @@ fn a_revoked_token_is_good_for_nothing_at_once_on_both_ports_and_after_a_kill() 
     let revoked = listed["tokens"].as_array().unwrap().iter();
     assert_eq!(revoked.filter(|it| it["state"] == "revoked").count(), 2);
     cluster.database().check();
+}
+
+/// Waits until that worker's session is of that token.
+#[track_caller]
+fn await_login(cluster: &Cluster, worker: &str, token: &str) {
+    eventually(PATIENCE, format!("{worker} logs in by {token}"), || {
+        let rows = audit(cluster);
+        let mut logins = rows.iter().filter(|row| row["action"] == "worker_login");
+        logins.any(|row| row["token"] == token && row["object"] == worker)
+    });
+    cluster.await_worker(worker);
+}
+
+#[test]
+fn a_worker_takes_the_token_its_file_holds_now_at_its_next_login_and_keeps_its_job() {
+    let cluster = Cluster::start();
+    let (old, works) = make(&cluster, &["--role", "worker"]);
+    let mut worker = spawn_worker(&cluster, "w-1", &works, &[]);
+    await_login(&cluster, "w-1", &old);
+    let gate = cluster.scratch().join("gate");
+    let wait = until_exists_line(&gate);
+    let id = cluster.submit(&json!({"command": ["sh", "-c", wait]}));
+    cluster.await_state(id, "running");
+
+    let (new, works) = make(&cluster, &["--role", "worker"]);
+    fs::write(cluster.scratch().join("w-1.token"), works).unwrap();
+    cluster.hostler(&["token", "revoke", &old]).expect_code(0);
+    await_login(&cluster, "w-1", &new);
+    assert!(worker.process.runs());
+    fs::write(&gate, "").unwrap();
+    let job = cluster.await_end(id);
+    assert_eq!(
+        (&job["state"], &job["attempt"]),
+        (&json!("succeeded"), &json!(1))
+    );
+    cluster.database().check();
+}
+
+#[test]
+fn the_tokens_of_files_are_exchanged_on_hup_and_the_old_ones_open_nothing() {
+    let mut cluster = Cluster::start();
+    let file = |name: &str| cluster.data().join(name);
+    let (admin, works) = (file("admin.token"), file("worker.token"));
+    let old_admin = fs::read_to_string(&admin).unwrap().trim().to_owned();
+    let old_worker = Token::parse(fs::read_to_string(&works).unwrap().trim()).unwrap();
+    let _worker = cluster.worker("w-1", 1);
+    fs::remove_file(&admin).unwrap();
+    fs::remove_file(&works).unwrap();
+    cluster.server().signal(Signal::HUP);
+    eventually(PATIENCE, "there are others", || works.exists());
+    client(&cluster, &old_admin).get("/jobs").problem(401);
+    let secret = fs::read_to_string(&admin).unwrap().trim().to_owned();
+    assert_ne!(secret, old_admin);
+    client(&cluster, &secret).get("/jobs").expect(200);
+    // The worker reads the same file as the server wrote, and finds the new one there.
+    let new_worker = Token::parse(fs::read_to_string(&works).unwrap().trim()).unwrap();
+    assert_ne!(new_worker.id, old_worker.id);
+    await_login(&cluster, "w-1", &new_worker.id);
 }
 
 #[test]

@@ -27,6 +27,22 @@ const TINY: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
+        &["throughput", "--jobs", "300", "--access", "tls"],
+        &["submit → run → result committed"],
+    ),
+    (
+        &[
+            "latency",
+            "--jobs",
+            "20",
+            "--seconds",
+            "1",
+            "--access",
+            "open",
+        ],
+        &["alone: submit → result, p50"],
+    ),
+    (
         &[
             "latency",
             "--jobs",

@@ -97,6 +97,19 @@ fn run_ends_as_the_job_did() {
 }
 
 #[test]
+fn a_run_that_does_not_start_says_why_and_goes_on_when_a_worker_comes() {
+    let mut cluster = Cluster::start();
+    let mut run = cluster.spawn_hostler(&["run", "--", "echo", "hello"]);
+    eventually(PATIENCE, "it says why", || {
+        run.stderr().contains("no worker serves queue default")
+    });
+    let _worker = cluster.worker("w-1", 2);
+    let end = run.wait(PATIENCE).expect_code(0);
+    assert_eq!(end.stdout, "hello\n");
+    assert_eq!(end.stderr.matches("waits").count(), 1, "{}", end.stderr);
+}
+
+#[test]
 fn an_interrupted_run_leaves_its_job_alone_or_cancels_it() {
     let mut cluster = Cluster::start();
     let _worker = cluster.worker("w-1", 2);
@@ -472,6 +485,10 @@ fn a_wrong_token_is_told_apart_from_a_wrong_word() {
     }
     let admin = fs::read_to_string(cluster.data().join("admin.token")).unwrap();
     with(admin.trim(), &["list"]).expect_code(0);
+    // What the command line names goes before what the environment holds.
+    let file = cluster.data().join("admin.token");
+    let file = file.to_str().unwrap();
+    with(worker.trim(), &["list", "--token-file", file]).expect_code(0);
     for args in [
         &["lisst"][..],
         &["list", "--colour"],

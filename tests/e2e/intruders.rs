@@ -295,8 +295,12 @@ fn any_free_port_can_be_asked_for_and_is_told() {
 }
 
 #[test]
-fn secrets_are_readable_by_their_owner_only() {
-    let cluster = Cluster::start();
+fn secrets_are_readable_by_their_owner_only_and_the_first_start_says_where_they_are() {
+    let mut cluster = Cluster::start();
+    let path = cluster.data().join("admin.token").display().to_string();
+    assert!(cluster.server().stderr().contains(&path));
+    cluster.restart_server();
+    assert!(!cluster.server().stderr().contains(&path));
     for name in ["admin.token", "worker.token", "hostler.db"] {
         let mode = fs::metadata(cluster.data().join(name))
             .unwrap()

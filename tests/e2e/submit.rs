@@ -433,3 +433,43 @@ pub(crate) fn first_start(effects: &Effects, id: u64) -> hostler_tests::Start {
         effects.of(id).first().copied()
     })
 }
+
+#[test]
+fn durations_are_never_early_and_how_late_they_are_is_told() {
+    let mut cluster = Cluster::start();
+    let _worker = cluster.worker("w-1", 2);
+    let at = |record: &Value, name: &str| {
+        let text = record[name].as_str();
+        hostler_tests::parse_rfc3339_ms(text.unwrap_or_else(|| panic!("no {name}: {record}")))
+    };
+    let mut late: [Vec<i64>; 3] = Default::default();
+    for round in 0..size(5, 50) {
+        let span = 100 + 37 * i64::try_from(round % 7).unwrap();
+        let delayed = cluster.submit(&json!({"handler": "noop", "delay_ms": span}));
+        let limited = json!({"command": ["sleep", "60"], "timeout_ms": span});
+        let limited = cluster.submit(&limited);
+        let unwanted = json!({"handler": "noop", "queue": "nobody", "expires_ms": span});
+        let unwanted = cluster.submit(&unwanted);
+        let end = cluster.await_end(delayed);
+        late[0].push(at(&end, "started_at") - at(&end, "created_at") - span);
+        let end = cluster.await_end(limited);
+        assert_eq!(end["reason"], "timeout", "{end}");
+        late[1].push(at(&end, "finished_at") - at(&end, "started_at") - span);
+        let end = cluster.await_end(unwanted);
+        assert_eq!(end["state"], "expired", "{end}");
+        late[2].push(at(&end, "finished_at") - at(&end, "created_at") - span);
+    }
+    for (what, mut late) in ["a delay", "a time limit", "an expiry"]
+        .into_iter()
+        .zip(late)
+    {
+        late.sort_unstable();
+        let (first, last) = (late[0], late[late.len() - 1]);
+        eprintln!(
+            "{what} is {} ms late at the median, {last} at most",
+            late[late.len() / 2]
+        );
+        // Both ends are whole milliseconds: one may be the rounding.
+        assert!(first >= -1, "{what} was {first} ms early");
+    }
+}

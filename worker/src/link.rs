@@ -6,20 +6,25 @@
 //! so that a restarted server does not meet all workers at once). Names are looked up on a thread of their own, since
 //! that may take seconds.
 //!
-//! A server that cannot prove that it knows our token is told nothing.
+//! A server that cannot prove that it knows our token is told nothing. Token and certificates that came from files are
+//! read again for each control connection, so that they can be exchanged while we run.
 //!
 //! Not here: what frames mean (`session`), the output connection's life (`pipe`).
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use crossbeam::channel::{Receiver, bounded};
-use hostler_tls::{Channel, ChannelError, ClientConfig, ServerName, Words, explain};
+use hostler_tls::{
+    Channel, ChannelError, ClientConfig, ClientFiles, Port, ServerName, Words, explain,
+};
 use hostler_wire::codec::DecodeError;
 use hostler_wire::decoder::Decoder;
 use hostler_wire::frame::{Challenge, Frame, Login, NotLeader, RefuseCode, Refused, Role, Welcome};
@@ -45,6 +50,9 @@ const UNSENT_BYTES: usize = 512 << 10;
 /// still somebody, so often, and leaves no bytes unconfirmed for longer than that takes.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
+
+/// A token has a line; what is longer is another file.
+const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
 
 const PAUSE_MIN: Span = Span::from_ms(100);
 const PAUSE_MAX: Span = Span::from_ms(5_000);
@@ -150,6 +158,47 @@ pub(crate) struct Access {
     pub(crate) token: Token,
     /// None: connections are plain.
     pub(crate) tls: Option<Arc<ClientConfig>>,
+    pub(crate) files: AccessFiles,
+}
+
+/// Where it came from, if from files.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AccessFiles {
+    pub(crate) token: Option<PathBuf>,
+    pub(crate) tls: Option<ClientFiles>,
+}
+
+impl Access {
+    /// Takes what the files hold now. What cannot be read, or is half written, changes nothing. The system's
+    /// authorities are not read again: that takes as long as many handshakes.
+    fn refresh(&mut self) {
+        if let Some(path) = &self.files.token {
+            match token_in(path) {
+                Ok(token) if token == self.token => {}
+                Ok(token) => {
+                    tracing::info!(path = %path.display(), id = token.id, "the file holds another token");
+                    self.token = token;
+                }
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "the token is not read again");
+                }
+            }
+        }
+        if let Some(files) = self.files.tls.as_ref().filter(|files| files.ca.is_some()) {
+            match files.load(Port::Worker) {
+                Ok(config) => self.tls = Some(config),
+                Err(error) => tracing::warn!(%error, "the certificates are not read again"),
+            }
+        }
+    }
+}
+
+fn token_in(path: &Path) -> io::Result<Token> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(TOKEN_FILE_BYTES_MAX)
+        .read_to_string(&mut text)?;
+    Token::parse(text.trim()).map_err(io::Error::other)
 }
 
 /// Where a server is.
@@ -450,7 +499,7 @@ impl Link {
     pub(crate) fn dial(
         &mut self,
         now: Time,
-        access: &Access,
+        access: &mut Access,
         registry: &Registry,
         name: mio::Token,
     ) {
@@ -472,6 +521,7 @@ impl Link {
             return self.look_up(now);
         };
         let host = self.host.clone();
+        access.refresh();
         match Line::connect(
             Peer { address, host },
             Role::Control,
@@ -589,6 +639,37 @@ mod tests {
         let last = socket.tcp_keepalive_interval().unwrap() * asks;
         assert!(socket.tcp_keepalive_time().unwrap() + last <= minute);
         assert!(socket.tcp_user_timeout().unwrap().unwrap() <= minute);
+    }
+
+    #[test]
+    fn a_token_is_what_its_file_holds_now_and_stays_while_that_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker.token");
+        let [old, new] = ["A", "B"].map(|id| Token {
+            role: "worker".to_owned(),
+            id: id.repeat(8),
+            secret: [7; 32],
+        });
+        let mut access = Access {
+            token: old.clone(),
+            tls: None,
+            files: AccessFiles {
+                token: Some(path.clone()),
+                tls: None,
+            },
+        };
+        let text = new.to_string();
+        for half in ["", "hostler_worker_", &text[..text.len() - 1]] {
+            std::fs::write(&path, half).unwrap();
+            access.refresh();
+            assert_eq!(access.token, old, "{half}");
+        }
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+        access.refresh();
+        assert_eq!(access.token, new);
+        std::fs::remove_file(&path).unwrap();
+        access.refresh();
+        assert_eq!(access.token, new);
     }
 
     #[test]

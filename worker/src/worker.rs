@@ -42,7 +42,7 @@ use crate::child::{Child, Read};
 use crate::clock::{Clock, Span, Time};
 use crate::handlers::{Completions, Handler, HandlerError, Job, Pool, Registry, Watch, Way};
 use crate::kin::Origin;
-use crate::link::{Access, Line, LineError, Link, READ_BYTES, Said, host_of};
+use crate::link::{Access, AccessFiles, Line, LineError, Link, READ_BYTES, Said, host_of};
 use crate::notes::Notes;
 use crate::oom::OomKills;
 use crate::orphans::Orphans;
@@ -84,8 +84,12 @@ pub struct Config {
     pub servers: Vec<String>,
     /// The worker token.
     pub token: Token,
+    /// The file it is read from again at each login.
+    pub token_file: Option<PathBuf>,
     /// Whom to trust, and what to show; none: connections are plain.
     pub tls: Option<Arc<ClientConfig>>,
+    /// The files these are read from again at each login.
+    pub tls_files: Option<ClientFiles>,
     /// Stable name, unique among workers.
     pub name: String,
     /// Jobs it runs at once.
@@ -139,7 +143,9 @@ impl Config {
         Self {
             servers,
             token,
+            token_file: None,
             tls: None,
+            tls_files: None,
             name: if host.is_empty() {
                 "worker".to_owned()
             } else {
@@ -319,9 +325,19 @@ impl Worker {
         self
     }
 
-    /// Connects under TLS: whom to trust, and the certificate to show if the server wants one.
+    /// The file that the token came from. It is read again at each login, so that a token can be exchanged without
+    /// stopping the worker; while it holds none, the last one stays.
+    #[must_use]
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.token_file = Some(path.into());
+        self
+    }
+
+    /// Connects under TLS: whom to trust, and the certificate to show if the server wants one. The files are read again
+    /// at each login.
     #[must_use]
     pub fn tls(mut self, files: &ClientFiles) -> Self {
+        self.config.tls_files = Some(files.clone());
         match files.load(Port::Worker) {
             Ok(config) => self.config.tls = Some(config),
             Err(error) => self.tls_error = Some(error.to_string()),
@@ -527,6 +543,10 @@ impl Loop {
             access: Access {
                 token: config.token.clone(),
                 tls: config.tls.clone(),
+                files: AccessFiles {
+                    token: config.token_file.clone(),
+                    tls: config.tls_files.clone(),
+                },
             },
             link: Link::new(config.servers.clone(), Arc::clone(&waker)),
             said: Vec::new(),
@@ -557,7 +577,7 @@ impl Loop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             self.link
-                .dial(self.now, &self.access, self.poll.registry(), CONTROL);
+                .dial(self.now, &mut self.access, self.poll.registry(), CONTROL);
             self.pipe.dial(
                 self.now,
                 &self.access,

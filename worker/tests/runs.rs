@@ -442,6 +442,38 @@ fn handlers_return_fail_panic_and_are_cancelled() {
 }
 
 #[test]
+fn a_worker_for_handlers_only_starts_no_command_whoever_sends_one() {
+    let server = FakeServer::new();
+    let worker = server.worker().configure(|config| config.commands = false);
+    let _worker = RunningWorker::start(worker);
+    let mut control = server.control();
+    assert!(!control.login.commands);
+    control.assign([(1, command(&["/bin/true"]))]);
+    let report = control.report();
+    assert!(
+        matches!(report.outcome, Outcome::SpawnFailed { .. }),
+        "{report:?}"
+    );
+    assert_eq!(
+        report.detail.unwrap().message,
+        "this worker runs handlers only"
+    );
+}
+
+#[test]
+fn no_variable_of_the_workers_own_is_handed_on_though_it_be_asked_for() {
+    let server = FakeServer::new();
+    for own in ["HOSTLER_TOKEN", "HOSTLER_", "HOSTLER_X"] {
+        let worker = server
+            .worker()
+            .configure(|config| config.inherit_env = vec!["HOME".to_owned(), own.to_owned()]);
+        worker.stopper().stop();
+        let error = worker.run().unwrap_err().to_string();
+        assert!(error.contains(own), "{error}");
+    }
+}
+
+#[test]
 fn a_probe_sees_the_whole_group() {
     let server = FakeServer::new();
     let _worker = RunningWorker::start(server.worker());

@@ -131,6 +131,7 @@ fn source(args: &Args, global: &Global, settings: &Settings) -> Result<Source, F
     Ok(Source::Running {
         address: address.authority(),
         token: settings.token()?,
+        tls: address.is_tls().then(|| settings.tls.clone()),
     })
 }
 

@@ -1,10 +1,12 @@
 //! `run`: submit, show the output as it comes, end as the job did.
 
+use std::time::Duration;
+
 use hostler_wire::JobId;
 use hostler_wire::JobState;
-use hostler_wire::api::{JobRequest, JobView};
+use hostler_wire::api::{JobRequest, JobView, QueueList};
 
-use crate::client::{Ask, Client};
+use crate::client::{Ask, Client, read};
 use crate::cmd::spec::SpecArgs;
 use crate::cmd::{logs, submit, wait};
 use crate::context::Context;
@@ -13,6 +15,9 @@ use crate::exit::{Exit, Failure};
 use crate::follow::{Printer, Wanted};
 use crate::output::{self, list, paint};
 use crate::signals::Stops;
+
+/// A job that has not started by then: the reason is told.
+const SAY_WHY_AFTER: Duration = Duration::from_secs(2);
 
 /// What an interrupt does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -69,8 +74,15 @@ pub(crate) async fn through(
     let (accepted, _) = submit::submit(client, request).await?;
     let id = accepted.id;
     let mut asking = client.another();
+    let mut looking = client.another();
     let mut cancelled = false;
-    let mut ending = std::pin::pin!(see_it_end(client, id));
+    let mut ending = std::pin::pin!(async {
+        let mut ending = std::pin::pin!(see_it_end(client, id));
+        match race(ending.as_mut(), say_why_it_waits(&mut looking, id)).await {
+            First::Left(end) => end,
+            First::Right(_) => ending.await,
+        }
+    });
     let (job, printed) = loop {
         // Without tokio's macros: whichever is ready first, the job's end preferred.
         match race(ending.as_mut(), stops.next()).await {
@@ -105,6 +117,34 @@ async fn see_it_end(client: &mut Client, id: JobId) -> Result<(JobView, bool), F
     logs::to_the_end(client, id, &wanted, &mut printer).await?;
     let job = wait::until_ended(client, id).await?;
     Ok((job, printer.printed))
+}
+
+/// Says once why a job does not start. What cannot be found out is not said: its end is what counts.
+async fn say_why_it_waits(client: &mut Client, id: JobId) -> Option<()> {
+    tokio::time::sleep(SAY_WHY_AFTER).await;
+    let body = client
+        .body(&Ask::get(format!("/jobs/{id}?live=0")))
+        .await
+        .ok()?;
+    let job: JobView = read(&body).ok()?;
+    if job.state != JobState::Queued {
+        return None;
+    }
+    let body = client.body(&Ask::get("/queues")).await.ok()?;
+    let QueueList { queues } = read(&body).ok()?;
+    let queue = queues.iter().find(|queue| queue.name == job.queue)?;
+    let name = output::plain(&queue.name);
+    if queue.workers == 0 {
+        output::note(format_args!(
+            "job {id} waits: no worker serves queue {name}; `hostler worker` starts one"
+        ));
+    } else {
+        output::note(format_args!(
+            "job {id} waits: queue {name} has {} running and {} queued on {} slots",
+            queue.running, queue.queued, queue.slots
+        ));
+    }
+    Some(())
 }
 
 /// How the program ends after this job.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hostler_server::Config;
+use hostler_server::auth::ADMIN_FILE;
 use hostler_server::config::Durability;
 use hostler_server::server::{Server, StartError};
 use hostler_server::store::seam::StoreErrorKind;
@@ -37,7 +38,7 @@ Examples:
   hostler server --data-dir /var/lib/hostler
   hostler server --tls-cert server.pem --tls-key server.key --listen 0.0.0.0:7440
 
-TLS, on both ports: --tls-cert and --tls-key; `hostler tls init` makes them. HUP reads them again.
+TLS, on both ports: --tls-cert and --tls-key; `hostler tls init` makes them. HUP reads them and the tokens again.
 Addresses that others can reach are not served without it.")]
 pub(crate) struct Args {
     /// Where HTTP listens; port 0 takes a free one [default: 127.0.0.1:7440]
@@ -140,6 +141,8 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut config = config(&args, file)?;
     config.tls = tls(&args, global, file)?;
     let data_dir = config.data_dir.clone();
+    let admin_token = data_dir.join(ADMIN_FILE);
+    let is_told = !config.no_auth && !admin_token.exists();
     signals::survive_file_limits()?;
     raise_descriptors();
     let server = Server::start(config).map_err(|error| start_failure(&error))?;
@@ -151,6 +154,12 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         server.worker_addr(),
         data_dir.display()
     ));
+    if is_told {
+        let path = admin_token.display();
+        output::note(format_args!(
+            "the access token that opens HTTP is in {path}"
+        ));
+    }
     let stopper = server.stopper();
     let reloader = server.reloader();
     signals::each_hup(move || reloader.reload())?;

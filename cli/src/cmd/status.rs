@@ -140,9 +140,12 @@ async fn cluster(context: &mut Context) -> Result<(), Failure> {
     if let Some(ms) = stats.oldest_wait_ms {
         output::line(format_args!("Oldest  waits for {}", took(ms)))?;
     }
+    let (used, ahead) = list::in_use(&workers.workers);
     output::line(format_args!(
-        "Workers {} connected with {} slots, {} in use",
-        stats.workers, stats.slots, stats.held
+        "Workers {} connected with {} slots, {used} in use{}",
+        stats.workers,
+        stats.slots,
+        list::ahead(ahead)
     ))?;
     if !queues.queues.is_empty() {
         output::line("")?;

@@ -4,6 +4,7 @@ mod jobs;
 
 use std::io::{self, Read};
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -117,7 +118,8 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         cert: settings.tls.cert.clone().or(file.tls_cert.clone()),
         key: settings.tls.key.clone().or(file.tls_key.clone()),
     };
-    let worker = set_up(&args, file, &token(&settings)?, &tls)?;
+    let (token, token_file) = token(&settings)?;
+    let worker = set_up(&args, file, (&token, token_file), &tls)?;
     if args.exit_with_stdin {
         stop_with_stdin(worker.stopper())?;
     }
@@ -137,7 +139,7 @@ fn failure(error: &WorkerError) -> Failure {
     match error {
         WorkerError::Invalid(_) => Failure::usage(error.to_string()),
         WorkerError::Refused(_) => Failure::new(Exit::Forbidden, error.to_string())
-            .hint("the worker token is worker.token in the server's data directory"),
+            .hint("a worker's token is worker.token in the server's data directory, or one that `hostler token create --role worker` made"),
         WorkerError::Tls(words) => {
             let failure = Failure::new(Exit::Unreachable, error.to_string());
             match words.hint {
@@ -151,27 +153,26 @@ fn failure(error: &WorkerError) -> Failure {
     }
 }
 
-/// The worker token: `HOSTLER_TOKEN`, the token file, or the one of a server on this machine.
-fn token(settings: &Settings) -> Result<String, Failure> {
-    if let Some(token) = settings::token_from_environment()? {
-        return Ok(token);
-    }
-    let said = settings.file.worker.token_file.as_ref();
-    if let Some(path) = settings.token_file.as_ref().or(said) {
-        return settings::read_token(path);
+/// The worker token that somebody said, or the one of a server on this machine; and the file it is in.
+fn token(settings: &Settings) -> Result<(String, Option<PathBuf>), Failure> {
+    let configured = settings.file.worker.token_file.as_deref();
+    if let Some(said) = settings.token_said(configured)? {
+        return Ok(said);
     }
     let data_dir = settings::data_dir(settings.file.server.data_dir.as_deref())?;
-    settings::read_token(&data_dir.join("worker.token")).map_err(|failure| {
+    let path = data_dir.join("worker.token");
+    let token = settings::read_token(&path).map_err(|failure| {
         failure.hint(
             "set HOSTLER_TOKEN or give --token-file: worker.token in the server's data directory",
         )
-    })
+    })?;
+    Ok((token, Some(path)))
 }
 
 fn set_up(
     args: &Args,
     file: &WorkerFile,
-    token: &str,
+    (token, token_file): (&str, Option<PathBuf>),
     tls: &ClientFiles,
 ) -> Result<Worker, Failure> {
     let said = args.server.as_deref().or(file.server.as_deref());
@@ -234,6 +235,7 @@ fn set_up(
     };
     Ok(worker.configure(|config| {
         config.handlers = handlers;
+        config.token_file = token_file;
         config.kill_grace = kill_grace.unwrap_or(config.kill_grace);
         config.drain_timeout = drain.unwrap_or(config.drain_timeout);
         config.idle_exit = idle.or(config.idle_exit);

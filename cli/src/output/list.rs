@@ -187,6 +187,28 @@ pub(crate) fn queues(queues: &[QueueStats]) -> String {
     rendered(&mut table)
 }
 
+/// Slots that jobs have, and jobs that workers hold beyond them: the next ones, which have not started.
+pub(crate) fn in_use(workers: &[WorkerView]) -> (u64, u64) {
+    let of = |worker: &WorkerView| {
+        let used = worker.held.min(worker.slots);
+        (u64::from(used), u64::from(worker.held - used))
+    };
+    workers
+        .iter()
+        .filter(|worker| worker.connected)
+        .map(of)
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
+/// The second of these in words.
+pub(crate) fn ahead(jobs: u64) -> String {
+    if jobs == 0 {
+        String::new()
+    } else {
+        format!(", {jobs} more handed out ahead")
+    }
+}
+
 /// A worker's state in words.
 pub(crate) fn worker_state(worker: &WorkerView) -> &'static str {
     match (worker.connected, worker.draining) {
@@ -255,6 +277,7 @@ pub(crate) fn why(job: &JobView, now_ms: u64) -> Option<String> {
 /// How far it says it is, or that nobody could be asked.
 fn progress(job: &JobView) -> Option<String> {
     match job.live.as_ref()?.as_ref()? {
+        Live::Yes { started: false, .. } => Some("next at its worker".into()),
         Live::Yes { progress, note, .. } => {
             let share = progress.map(percent);
             let parts: Vec<_> = share
@@ -401,6 +424,11 @@ mod tests {
             "44 %  frame 440/1000\u{fffd}[2J"
         );
         assert_eq!(why(&says(None, None)), None);
+        let mut next = says(None, None);
+        if let Some(Some(Live::Yes { started, .. })) = &mut next.live {
+            *started = false;
+        }
+        assert_eq!(why(&next).unwrap(), "next at its worker");
         let silent = JobView {
             live: Some(Some(Live::No {
                 why: "timeout".into(),

@@ -15,7 +15,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Gauge, Paragraph, Row, Table};
 
 use crate::duration::took;
-use crate::output::list::worker_state;
+use crate::output::list::{self, worker_state};
 use crate::output::plain;
 
 /// One look at the server.
@@ -86,7 +86,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, board: &Board) {
     .split(frame.area());
     frame.render_widget(title(board), areas[0]);
     frame.render_widget(jobs(&look.stats), areas[1]);
-    frame.render_widget(slots(&look.stats), short(areas[2]));
+    frame.render_widget(slots(look), short(areas[2]));
     frame.render_widget(rates(board), areas[3]);
     frame.render_widget(queues(&look.queues), areas[5]);
     frame.render_widget(workers(&look.workers), areas[6]);
@@ -130,18 +130,20 @@ fn jobs(stats: &Stats) -> Line<'static> {
     ])
 }
 
-fn slots(stats: &Stats) -> Gauge<'static> {
-    let share = if stats.slots == 0 {
+fn slots(look: &Look) -> Gauge<'static> {
+    let Stats { slots, workers, .. } = look.stats;
+    let (used, ahead) = list::in_use(&look.workers);
+    let share = if slots == 0 {
         0.0
     } else {
-        (stats.held as f64 / stats.slots as f64).min(1.0)
+        (used as f64 / slots as f64).min(1.0)
     };
     Gauge::default()
         .gauge_style(Style::new().fg(Color::Cyan))
         .ratio(share)
         .label(format!(
-            "{} of {} slots on {} workers",
-            stats.held, stats.slots, stats.workers
+            "{used} of {slots} slots on {workers} workers{}",
+            list::ahead(ahead)
         ))
 }
 
@@ -257,7 +259,7 @@ mod tests {
                 running: 3,
                 workers: 1,
                 slots: 4,
-                held: 3,
+                held: 6,
                 oldest_wait_ms: Some(4_200),
                 ..Stats::default()
             },
@@ -280,7 +282,7 @@ mod tests {
                 name: "w-1".into(),
                 connected: true,
                 slots: 4,
-                held: 3,
+                held: 6,
                 last_heard_ms: 900,
                 queues: vec!["default".into()],
                 ..WorkerView::default()
@@ -327,7 +329,10 @@ mod tests {
                 "Rates   15.0/s submitted, 2.5/s succeeded, 0.0/s failed, 0.0/s tried again",
             ]
         );
-        assert!(lines[2].contains("3 of 4 slots on 1 workers"), "{lines:#?}");
+        assert!(
+            lines[2].contains("4 of 4 slots on 1 workers, 2 more handed out ahead"),
+            "{lines:#?}"
+        );
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let lines: Vec<_> = lines.iter().map(|line| words(line)).collect();
         for wanted in [
@@ -335,7 +340,7 @@ mod tests {
             "default 10 3 4.2s 1 4",
             "video\u{fffd}[2J 2 0 - 0 0 no worker",
             "WORKER STATE HELD SLOTS HEARD QUEUES",
-            "w-1 ✔ connected 3 4 900ms ago default",
+            "w-1 ✔ connected 6 4 900ms ago default",
             "q: quit",
         ] {
             assert!(

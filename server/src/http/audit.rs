@@ -17,7 +17,7 @@ use crate::http::body::Body;
 use crate::http::params::{Params, wrong};
 use crate::http::problem::{Code, Refusal};
 use crate::http::route::Who;
-use crate::http::{Parts, asked, guard, ops, query};
+use crate::http::{Parts, asked, ops, query};
 use crate::store::seam::{AuditEntry, AuditQuery};
 
 /// Most entries on a page, and how many without a word.
@@ -26,7 +26,10 @@ const PAGE: usize = 100;
 
 /// What was asked, and by whom.
 pub(super) struct Done<'a> {
-    pub(super) head: &'a request::Parts,
+    /// It changes nothing.
+    pub(super) reads: bool,
+    /// It is a cancel that asks for more.
+    pub(super) is_purge: bool,
     pub(super) from: IpAddr,
     /// Known by their token.
     pub(super) who: Option<&'a Who>,
@@ -36,14 +39,13 @@ pub(super) struct Done<'a> {
 
 /// Notes what came of a request, if it is one of those that are noted.
 pub(super) fn note(parts: &Parts, done: Done<'_>, outcome: &Result<Response<Body>, Box<Refusal>>) {
-    let reads = guard::reads(&done.head.method);
     let (status, code) = match outcome {
         // What the writer commits it notes itself; a replayed answer changes nothing.
         Ok(response) if done.action == "cancel" => (response.status().as_u16(), ""),
         Ok(_) => return,
         Err(refusal) => (refusal.code.status(), refusal.code.name()),
     };
-    if reads && !matches!(status, 401 | 403) {
+    if done.reads && !matches!(status, 401 | 403) {
         return;
     }
     let unsaid = &parts.auth.counts().unsaid;
@@ -53,13 +55,7 @@ pub(super) fn note(parts: &Parts, done: Done<'_>, outcome: &Result<Response<Body
         return;
     }
     let mut entry = entry(parts, done.who, done.from, done.action);
-    if done
-        .head
-        .uri
-        .query()
-        .is_some_and(|query| query.contains("purge"))
-        && done.action == "cancel"
-    {
+    if done.is_purge {
         entry.action = Cow::Borrowed("purge");
     }
     entry.object = done.object;

@@ -53,9 +53,11 @@ impl Body {
     }
 
     pub(super) fn json<T: Serialize>(value: &T) -> Self {
-        Self::full(
-            serde_json::to_vec(value).expect("answers have string keys and no failing parts"),
-        )
+        // Most answers are that short.
+        let mut bytes = Vec::with_capacity(256);
+        serde_json::to_writer(&mut bytes, value)
+            .expect("answers have string keys and no failing parts");
+        Self::full(bytes)
     }
 
     /// Pieces as they are made: whoever makes them waits for the client to read, and ends them with an empty one.
@@ -147,8 +149,8 @@ pub(super) async fn read(
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_large());
     }
-    let whole = Limited::new(body, bytes_max).collect();
-    match tokio::time::timeout(timeout, whole).await {
+    let whole = tokio::time::timeout(timeout, Limited::new(body, bytes_max).collect());
+    match whole.await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(Refusal::new(

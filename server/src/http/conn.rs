@@ -19,6 +19,9 @@ use tokio::time::Sleep;
 use crate::http::problem::{self, Code};
 use crate::http::stream::Stream;
 
+/// Answers up to this size are written in one piece.
+const GATHERED_BYTES_MAX: usize = 1_024;
+
 /// What the connection and its requests tell each other.
 #[derive(Debug, Default)]
 pub(super) struct Conn {
@@ -69,6 +72,8 @@ pub(super) struct Socket {
     write_deadline: Option<Pin<Box<Sleep>>>,
     /// Our own answer in the place of hyper's empty one, and how much of it is sent.
     instead: Option<(Vec<u8>, usize)>,
+    /// What that said.
+    told: Option<Code>,
 }
 
 impl Socket {
@@ -87,7 +92,13 @@ impl Socket {
             head_deadline: None,
             write_deadline: None,
             instead: None,
+            told: None,
         }
+    }
+
+    /// What was answered in hyper's place, if anything was.
+    pub(super) fn told(&self) -> Option<Code> {
+        self.told
     }
 
     /// Ends the connection without losing what was sent: says so, and reads away what still comes for a while.
@@ -178,6 +189,7 @@ impl Socket {
             ),
         };
         self.instead = Some((problem::raw(code, detail), 0));
+        self.told = Some(code);
         self.conn.linger();
     }
 
@@ -199,6 +211,19 @@ impl Socket {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// A short answer in one piece: copying it costs less than a write of several.
+fn gathered<'r>(
+    bufs: &[io::IoSlice<'_>],
+    room: &'r mut [u8; GATHERED_BYTES_MAX],
+) -> Option<&'r [u8]> {
+    let mut len = 0;
+    for buf in bufs {
+        room.get_mut(len..len + buf.len())?.copy_from_slice(buf);
+        len += buf.len();
+    }
+    Some(&room[..len])
 }
 
 fn contains(bytes: &[u8], word: &[u8]) -> bool {
@@ -265,7 +290,10 @@ impl AsyncWrite for Socket {
                 return self.watch_write(cx, poll);
             }
         }
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let poll = match gathered(bufs, &mut [0; GATHERED_BYTES_MAX]) {
+            Some(bytes) => Pin::new(&mut self.stream).poll_write(cx, bytes),
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+        };
         self.watch_write(cx, poll)
     }
 
@@ -279,5 +307,23 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_answer_is_written_in_one_piece_and_a_long_one_as_it_is() {
+        let (head, body) = ([b'h'; 500], [b'b'; 524]);
+        let mut room = [0; GATHERED_BYTES_MAX];
+        let bufs = [io::IoSlice::new(&head), io::IoSlice::new(&body)];
+        assert_eq!(
+            gathered(&bufs, &mut room),
+            Some(&*[&head[..], &body].concat())
+        );
+        let more = [bufs[0], bufs[1], io::IoSlice::new(b"x")];
+        assert_eq!(gathered(&more, &mut room), None);
     }
 }

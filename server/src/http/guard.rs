@@ -80,15 +80,13 @@ pub(super) fn media(headers: &HeaderMap) -> Result<Media, Box<Refusal>> {
     };
     let text = value.to_str().unwrap_or_default();
     let mut parts = text.split(';').map(str::trim);
-    let media = match parts
-        .next()
-        .unwrap_or_default()
-        .to_ascii_lowercase()
-        .as_str()
-    {
-        "application/json" => Media::Json,
-        "application/x-ndjson" => Media::Ndjson,
-        _ => return Err(wrong("the body's Content-Type is not JSON")),
+    let named = parts.next().unwrap_or_default();
+    let media = if named.eq_ignore_ascii_case("application/json") {
+        Media::Json
+    } else if named.eq_ignore_ascii_case("application/x-ndjson") {
+        Media::Ndjson
+    } else {
+        return Err(wrong("the body's Content-Type is not JSON"));
     };
     let utf8 = |part: &str| match part.split_once('=') {
         Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {

@@ -17,7 +17,7 @@ use hostler_wire::{JobId, JobState};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request;
-use hyper::{Response, StatusCode};
+use hyper::{Response, StatusCode, Uri};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
@@ -31,7 +31,7 @@ use crate::http::query::Known;
 use crate::http::route::Who;
 use crate::http::{Parts, asked, intake, logs, ops, query};
 use crate::store::seam::{Draft, ListQuery, Lookup, Moment, Record, Submission};
-use crate::store::writer;
+use crate::store::writer::{self, SubmitError};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -55,17 +55,32 @@ type Outcome = Result<Response<Body>, Box<Refusal>>;
 pub(super) async fn submit(
     parts: &Parts,
     who: &Who,
-    head: &request::Parts,
+    head: &mut request::Parts,
     body: Incoming,
 ) -> Outcome {
     Params::parse(head.uri.query(), &[])?;
     if parts.health.is_stopping() {
         return Err(problem::stopping());
     }
-    let media = guard::media(&head.headers)?;
-    let key = key(head)?;
+    // What the head has wrong is told before the body is waited for.
+    guard::media(&head.headers)?;
+    key(head)?;
     let limits = &parts.config.limits;
     let body = body::read(body, limits.body_bytes_max, limits.http_body_timeout).await?;
+    let (reply, answer) = hand_over(parts, who, head, body)?;
+    Ok(answer.with(committed(reply).await?))
+}
+
+/// What has been submitted goes to the writer, and with it the last hold on hyper's buffer: it waits for the next request
+/// in the same one.
+fn hand_over(
+    parts: &Parts,
+    who: &Who,
+    head: &mut request::Parts,
+    body: Bytes,
+) -> Result<(Promise, Answer), Box<Refusal>> {
+    let media = guard::media(&head.headers)?;
+    let key = key(head)?;
     let intake::Read {
         mut submission,
         batch,
@@ -76,15 +91,14 @@ pub(super) async fn submit(
         Media::Ndjson => b"jobs ndjson\n",
     };
     submission.key = key.map(|key| (key, digest(form, &body)));
-    if batch {
-        let accepted = accept(parts, submission).await?;
-        let answer = AcceptedBatch {
-            first_id: accepted.first,
-            count: accepted.count,
-        };
-        return Ok(created(&answer, accepted.first, accepted.replayed));
-    }
-    accept_one(parts, submission).await
+    head.headers.clear();
+    head.uri = Uri::default();
+    let answer = if batch {
+        Answer::Batch
+    } else {
+        Answer::of_one(parts, &submission)
+    };
+    Ok((parts.writer.submit(submission)?, answer))
 }
 
 /// `POST /jobs/{id}/retry`: a copy of a finished job, with a new id.
@@ -146,7 +160,9 @@ pub(super) async fn retry(
         jobs: vec![draft],
         key: key.map(|key| (key, digest(b"retry\n", id.to_string().as_bytes()))),
     };
-    accept_one(parts, submission).await
+    let answer = Answer::of_one(parts, &submission);
+    let reply = parts.writer.submit(submission)?;
+    Ok(answer.with(committed(reply).await?))
 }
 
 /// Whom a stored body calls.
@@ -171,36 +187,61 @@ fn since(record: &Record, end: Option<WallTime>) -> Option<Moment> {
     Some(Moment::In(Span::from_millis(ms.max(1))))
 }
 
-/// Hands a single job over and describes it in the answer.
-async fn accept_one(parts: &Parts, submission: Submission) -> Outcome {
-    let draft = &submission.jobs[0];
-    let waits = match draft.due {
-        None => false,
-        Some(Moment::In(_)) => true,
-        Some(Moment::At(at)) => at > parts.clock.wall(),
-    };
-    let mut answer = Accepted {
-        id: JobId::MIN,
-        state: if waits {
-            JobState::Scheduled
-        } else {
-            JobState::Queued
-        },
-        queue: submission.classes[draft.class as usize].queue.to_string(),
-        name: draft.name.as_deref().map(str::to_owned),
-        priority: draft.priority.raw(),
-        retry_of: draft.retry_of,
-        links: Links::default(),
-    };
-    let accepted = accept(parts, submission).await?;
-    answer.id = accepted.first;
-    answer.links = Links::of(accepted.first);
-    Ok(created(&answer, accepted.first, accepted.replayed))
+/// What the writer will say.
+type Promise = oneshot::Receiver<Result<writer::Accepted, SubmitError>>;
+
+/// An answer that lacks the id.
+enum Answer {
+    One(Box<Accepted>),
+    Batch,
+}
+
+impl Answer {
+    /// A single job, described.
+    fn of_one(parts: &Parts, submission: &Submission) -> Self {
+        let draft = &submission.jobs[0];
+        let waits = match draft.due {
+            None => false,
+            Some(Moment::In(_)) => true,
+            Some(Moment::At(at)) => at > parts.clock.wall(),
+        };
+        Self::One(Box::new(Accepted {
+            id: JobId::MIN,
+            state: if waits {
+                JobState::Scheduled
+            } else {
+                JobState::Queued
+            },
+            queue: submission.classes[draft.class as usize].queue.to_string(),
+            name: draft.name.as_deref().map(str::to_owned),
+            priority: draft.priority.raw(),
+            retry_of: draft.retry_of,
+            links: Links::default(),
+        }))
+    }
+
+    fn with(self, accepted: writer::Accepted) -> Response<Body> {
+        let first = accepted.first;
+        match self {
+            Self::One(mut answer) => {
+                answer.id = first;
+                answer.links = Links::of(first);
+                let place = answer.links.this.clone();
+                created(&answer, place, accepted.replayed)
+            }
+            Self::Batch => {
+                let answer = AcceptedBatch {
+                    first_id: first,
+                    count: accepted.count,
+                };
+                created(&answer, format!("/jobs/{first}"), accepted.replayed)
+            }
+        }
+    }
 }
 
 /// Waits for the commit (P1).
-async fn accept(parts: &Parts, submission: Submission) -> Result<writer::Accepted, Box<Refusal>> {
-    let reply = parts.writer.submit(submission)?;
+async fn committed(reply: Promise) -> Result<writer::Accepted, Box<Refusal>> {
     // No time limit: a commit that is under way will be answered, and an earlier answer could only be a guess.
     match reply.await {
         Ok(answer) => Ok(answer?),
@@ -208,19 +249,16 @@ async fn accept(parts: &Parts, submission: Submission) -> Result<writer::Accepte
     }
 }
 
-fn created<T: serde::Serialize>(answer: &T, first: JobId, replayed: bool) -> Response<Body> {
+fn created<T: serde::Serialize>(answer: &T, place: String, replayed: bool) -> Response<Body> {
     let mut response = ops::json(answer);
     *response.status_mut() = StatusCode::CREATED;
     let headers = response.headers_mut();
-    headers.insert(header::LOCATION, path(first));
+    let place = HeaderValue::try_from(place).expect("a path of ASCII letters and digits");
+    headers.insert(header::LOCATION, place);
     if replayed {
         headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     response
-}
-
-fn path(id: JobId) -> HeaderValue {
-    HeaderValue::from_str(&format!("/jobs/{id}")).expect("a path of ASCII letters and digits")
 }
 
 /// The client's name for this request.

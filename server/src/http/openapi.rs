@@ -300,7 +300,8 @@ fn jobs_operations() -> Vec<Operation> {
             query(
                 "reason",
                 "Why",
-                json!({"type": "string", "maxLength": jobs::NOTE_BYTES_MAX}),
+                json!({"type": "string", "maxLength": jobs::NOTE_BYTES_MAX,
+                    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}),
             ),
             flag("force", "Kill at once"),
             flag("purge", "Forget body and output; for admins"),

@@ -233,7 +233,10 @@ pub(super) fn openapi() -> Result<Response<Body>, Box<Refusal>> {
 /// A 200 with a JSON body.
 pub(super) fn json<T: Serialize>(value: &T) -> Response<Body> {
     let mut response = Response::new(Body::json(value));
-    response.headers_mut().insert(
+    let headers = response.headers_mut();
+    // With those that every answer gets.
+    headers.reserve(6);
+    headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );

@@ -2,6 +2,8 @@
 //!
 //! Every refusal has a [`Code`]: stable, what programs look at. Its status and title follow from it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hostler_wire::api::{FieldError, Problem};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -10,6 +12,36 @@ use crate::auth::{Denied, Right, Role};
 use crate::http::body::Body;
 use crate::store::seam::{StoreError, StoreErrorKind};
 use crate::store::writer::SubmitError;
+
+/// What HTTP counts of itself.
+#[derive(Debug)]
+pub struct Counts {
+    /// Open connections.
+    pub(super) connections: AtomicU64,
+    refused: [AtomicU64; Code::ALL.len()],
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            connections: AtomicU64::new(0),
+            refused: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+}
+
+impl Counts {
+    /// Somebody was told this.
+    pub(super) fn refused(&self, code: Code) {
+        self.refused[code as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often each code was told.
+    pub(super) fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.refused.iter().map(|it| it.load(Ordering::Relaxed));
+        Code::ALL.iter().map(|code| code.name()).zip(counts)
+    }
+}
 
 /// As much of a path as is worth repeating.
 const INSTANCE_CHARS_MAX: usize = 256;
@@ -21,7 +53,6 @@ macro_rules! codes {
         pub(super) enum Code { $($(#[$meta])* $name,)+ }
 
         impl Code {
-            #[cfg(test)]
             pub(super) const ALL: &'static [Self] = &[$(Self::$name,)+];
 
             pub(super) const fn status(self) -> u16 {

@@ -246,7 +246,7 @@ impl Metrics {
             ),
             (
                 "hostler_worker_tls_failed",
-                "Of these for what they said instead of TLS, or within it",
+                "Connections that did not come to speak TLS with us",
                 &net.tls_failed,
             ),
             ("hostler_worker_frames", "Frames from workers", &net.frames),
@@ -283,6 +283,19 @@ impl Metrics {
 
     /// Who was not let in, and what was too much.
     fn of_callers(&mut self, parts: &Parts) {
+        let open = parts.counts.connections.load(Ordering::Relaxed) as f64;
+        self.push(
+            "hostler_http_connections",
+            "Open HTTP connections",
+            Rows::Gauge(vec![(Vec::new(), open)]),
+        );
+        let refused = parts.counts.by_code();
+        let refused = refused.map(|(code, count)| (one("code", code), count as f64));
+        self.push(
+            "hostler_http_refused",
+            "Requests that got a problem as their answer, by its code, and connections too many",
+            Rows::Counter(refused.collect()),
+        );
         let counts = parts.auth.counts();
         let told = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
         let mut rows = vec![

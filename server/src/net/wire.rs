@@ -288,6 +288,7 @@ impl Wire {
         match self.shakes.begin(place, now) {
             Turn::Now => true,
             Turn::InPlaceOf(old) => {
+                self.status.tls_failed.add(1);
                 let message = "TLS took too long while others waited for it".into();
                 self.refuse(old, RefuseCode::Busy, message, now);
                 true
@@ -603,6 +604,10 @@ impl Wire {
         while let Some((at, place)) = self.deadlines.first().copied()
             && at <= now
         {
+            let conn = self.conn(place);
+            if conn.is_some_and(|conn| !conn.channel.is_open()) {
+                self.status.tls_failed.add(1);
+            }
             self.drop_conn(place);
             self.deadlines.remove(&(at, place));
         }

@@ -202,6 +202,7 @@ impl SqliteStore {
             int(commit.ids_through.raw()),
         ))?;
         self.db.prepare_cached("COMMIT")?.raw_execute()?;
+        self.log.commits = self.log.commits.saturating_add(1);
         self.seq = seq;
         let submitted = commit
             .submissions

@@ -103,6 +103,7 @@ impl World {
             net: handles.4,
             auth: Arc::clone(&auth),
             counters: Arc::default(),
+            counts: Arc::default(),
             health: Arc::clone(&health),
             clock: Clock::resume(None),
             config: Arc::new(config),
