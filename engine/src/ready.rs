@@ -294,6 +294,12 @@ impl Engine {
     }
 
     fn serve(&mut self, line: Line, now: Time, out: &mut Effects) {
+        let is_unserved = |pool: &Pool| pool.queued > 0 && pool.profiles.is_empty();
+        if mutation::is("what nobody serves holds others up")
+            && self.queues.pools.iter().any(|(_, pool)| is_unserved(pool))
+        {
+            return;
+        }
         let pools: Vec<u32> = match line {
             Line::Free => self.ready.matched.iter().copied().collect(),
             Line::Ahead if self.config.prefetch_max > 0 => {

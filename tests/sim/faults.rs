@@ -2,7 +2,7 @@
 
 use hostler_wire::Fence;
 
-use crate::network::{ConnId, End};
+use crate::network::{ConnId, End, Held};
 use crate::options::{MS, S};
 use crate::outlet::Outlet;
 use crate::world::{Happening, World};
@@ -41,6 +41,10 @@ pub(crate) enum Fault {
     HalfOpen,
     /// A worker's network holds everything back for a while.
     Partition,
+    /// The same in one direction only.
+    OneWay,
+    /// A bit is turned over on its way.
+    Flip,
     /// The wall clock is moved, by up to a day.
     WallJump,
     /// A second worker comes with a name that is in use.
@@ -62,7 +66,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::ServerCrash,
         Self::CrashInCommit,
         Self::PowerLoss,
@@ -77,6 +81,8 @@ impl Fault {
         Self::Cut,
         Self::HalfOpen,
         Self::Partition,
+        Self::OneWay,
+        Self::Flip,
         Self::WallJump,
         Self::NameInUse,
         Self::OutputFull,
@@ -219,10 +225,26 @@ impl World {
                 self.options.prints > 0
             }
             Fault::Partition => {
-                self.machines[at].partitioned = true;
-                self.network.hold(at, true);
-                self.after(a_while, Happening::Heals { at });
+                self.hold(at, Held::BOTH, a_while);
                 true
+            }
+            Fault::OneWay => {
+                let to_server = self.rng.chance(600);
+                let to_worker = !to_server;
+                self.hold(
+                    at,
+                    Held {
+                        to_server,
+                        to_worker,
+                    },
+                    a_while,
+                );
+                true
+            }
+            Fault::Flip => {
+                let word = self.rng.next();
+                self.network.flip_next(at, word);
+                self.is_up(at)
             }
             Fault::WallJump => {
                 let day = 86_400_000_i64;
@@ -247,8 +269,14 @@ impl World {
         self.machines[at].session.is_some()
     }
 
+    fn hold(&mut self, at: usize, held: Held, a_while: u64) {
+        self.machines[at].partitioned = held;
+        self.network.hold(at, held);
+        self.after(a_while, Happening::Heals { at });
+    }
+
     /// A connection breaks.
-    fn cuts(&mut self, conn: ConnId, half_open: bool) -> bool {
+    pub(crate) fn cuts(&mut self, conn: ConnId, half_open: bool) -> bool {
         let is_pipe = self.machines.iter().any(|machine| {
             let outlet = machine.outlet.as_ref();
             outlet.and_then(Outlet::conn) == Some(conn)

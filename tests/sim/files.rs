@@ -2,7 +2,7 @@
 //! under way, fills up, fails, and dies with the server at any operation.
 //!
 //! A killed server leaves what it had written, synced or not. What a failed sync was to make durable never is, however
-//! often it is tried again.
+//! often it is tried again, unless it is written again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -174,6 +174,12 @@ impl Inode {
     }
 
     fn sync(&mut self) {
+        // What was written anew since is on disk now.
+        let written = &self.undo;
+        self.lost.retain(|(lost, _)| {
+            let mut written = written.iter();
+            !written.any(|(at, old)| (*at..at + old.len()).contains(lost))
+        });
         self.undo.clear();
         self.synced_length = match self.lost.iter().map(|(at, _)| *at).min() {
             // What was appended by a failed one is not there.

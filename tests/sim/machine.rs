@@ -19,7 +19,7 @@ use hostler_worker::session::{self, Effect, Ending, Event, Session};
 use hostler_worker::{Span, Time};
 
 use crate::disk::SharedOracle;
-use crate::network::{ConnId, End, Network, Piece};
+use crate::network::{ConnId, End, Held, Network, Piece};
 use crate::options::{MS, Options, S};
 use crate::outlet::Outlet;
 use crate::rng::Rng;
@@ -91,7 +91,7 @@ pub(crate) struct Machine {
     pub(crate) ended: Vec<(Fence, Ending)>,
     pub(crate) drains: u32,
     pub(crate) frozen: bool,
-    pub(crate) partitioned: bool,
+    pub(crate) partitioned: Held,
     pub(crate) no_room: bool,
     pub(crate) turn_at: Option<u64>,
     /// Of the server it speaks to.
@@ -166,7 +166,7 @@ impl Machine {
             ended: Vec::new(),
             drains: 0,
             frozen: false,
-            partitioned: false,
+            partitioned: Held::default(),
             no_room: false,
             turn_at: None,
             history: 0,
@@ -382,9 +382,10 @@ impl Machine {
             line.decoder.buffer().extend_from_slice(bytes);
         }
         while let Some(line) = &mut self.line {
-            let frame = line.decoder.next_frame();
-            let Some(frame) = frame.expect("whole bytes in order are frames") else {
-                return;
+            let frame = match line.decoder.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(_) => return self.disconnect(around), // damaged on its way
             };
             self.events += 1;
             match (&line.stage, frame) {

@@ -2,7 +2,7 @@
 //!
 //! Bytes sent at one end come out at the other in order, in pieces, later. A cut lets a piece of what was under way
 //! through, in mid-frame, and tells each end sooner, later or never: half-open. A partition holds everything until it
-//! heals. Between connections there is no order.
+//! heals, or in one direction only. A byte may be changed on its way. Between connections there is no order.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,6 +17,20 @@ pub(crate) type ConnId = u64;
 pub(crate) enum End {
     Server,
     Worker,
+}
+
+/// Which directions of a worker's network are held back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) to_server: bool,
+    pub(crate) to_worker: bool,
+}
+
+impl Held {
+    pub(crate) const BOTH: Self = Self {
+        to_server: true,
+        to_worker: true,
+    };
 }
 
 /// What comes out of a pipe.
@@ -39,7 +53,7 @@ struct Pipe {
 #[derive(Debug)]
 struct Conn {
     worker: usize,
-    held: bool,
+    held: Held,
     to_server: Pipe,
     to_worker: Pipe,
 }
@@ -49,6 +63,8 @@ struct Conn {
 pub(crate) struct Network {
     conns: BTreeMap<ConnId, Conn>,
     last: ConnId,
+    /// A bit of the next piece to or from that worker is turned over: which one follows from the number.
+    flips: BTreeMap<usize, u64>,
 }
 
 impl Conn {
@@ -62,7 +78,7 @@ impl Conn {
 
 impl Network {
     /// A new connection, which only has to be spoken on.
-    pub(crate) fn open(&mut self, worker: usize, held: bool) -> ConnId {
+    pub(crate) fn open(&mut self, worker: usize, held: Held) -> ConnId {
         self.last += 1;
         let conn = Conn {
             worker,
@@ -75,10 +91,19 @@ impl Network {
     }
 
     /// Puts bytes on their way; says when they will be there.
-    pub(crate) fn send(&mut self, id: ConnId, to: End, piece: Piece, at: u64) -> Option<u64> {
-        let pipe = self.conns.get_mut(&id)?.pipe(to);
+    pub(crate) fn send(&mut self, id: ConnId, to: End, mut piece: Piece, at: u64) -> Option<u64> {
+        let conn = self.conns.get_mut(&id)?;
+        let worker = conn.worker;
+        let pipe = conn.pipe(to);
         if pipe.dead {
             return None;
+        }
+        if let Piece::Bytes(bytes) = &mut piece
+            && !bytes.is_empty()
+            && let Some(word) = self.flips.remove(&worker)
+        {
+            let place = word % bytes.len() as u64;
+            bytes[usize::try_from(place).expect("below a length")] ^= 1 << (word >> 61);
         }
         let at = at.max(pipe.last_at);
         pipe.last_at = at;
@@ -89,7 +114,11 @@ impl Network {
     /// The next piece that has arrived.
     pub(crate) fn take(&mut self, id: ConnId, to: End, now: u64) -> Option<Piece> {
         let conn = self.conns.get_mut(&id)?;
-        if conn.held {
+        let is_held = match to {
+            End::Server => conn.held.to_server,
+            End::Worker => conn.held.to_worker,
+        };
+        if is_held {
             return None;
         }
         let pipe = conn.pipe(to);
@@ -131,6 +160,9 @@ impl Network {
         };
         for (end, at) in told {
             let pipe = conn.pipe(end);
+            if pipe.dead {
+                continue; // broken before: what its end is told stays on its way
+            }
             let keep = rng.below(pipe.under_way.len() as u64 + 1);
             let keep = usize::try_from(keep).expect("no more than a length");
             pipe.under_way.truncate(keep);
@@ -138,7 +170,7 @@ impl Network {
                 let left = rng.below(bytes.len() as u64 + 1);
                 bytes.truncate(usize::try_from(left).expect("no more than a length"));
             }
-            if let (Some(at), false) = (at, pipe.dead) {
+            if let Some(at) = at {
                 pipe.under_way
                     .push_back((at.max(pipe.last_at), Piece::Closed));
             }
@@ -147,7 +179,7 @@ impl Network {
     }
 
     /// Holds or lets through whatever goes to and from that worker; says which connections to look at.
-    pub(crate) fn hold(&mut self, worker: usize, held: bool) -> Vec<ConnId> {
+    pub(crate) fn hold(&mut self, worker: usize, held: Held) -> Vec<ConnId> {
         let mut theirs = Vec::new();
         for (id, conn) in &mut self.conns {
             if conn.worker == worker {
@@ -156,6 +188,16 @@ impl Network {
             }
         }
         theirs
+    }
+
+    /// The next piece to or from that worker is damaged on its way.
+    pub(crate) fn flip_next(&mut self, worker: usize, word: u64) {
+        self.flips.insert(worker, word);
+    }
+
+    /// Nothing more is damaged.
+    pub(crate) fn make_peace(&mut self) {
+        self.flips.clear();
     }
 
     /// Every connection.

@@ -54,6 +54,8 @@ pub(crate) struct Options {
     pub(crate) spool: SpoolLimits,
     /// One write in so many to the spool's files fails; none at 0.
     pub(crate) spill_fails: u64,
+    /// Of a thousand classes, those whose jobs must not run twice at once.
+    pub(crate) alone: u64,
     /// The engine's invariants are looked at after every so many turns, the sessions' likewise.
     pub(crate) check_every: u64,
     /// The parts' own invariants are looked at too; the order of what is given out always is.
@@ -78,7 +80,7 @@ impl Options {
             faults[Fault::WallJump.at()] = 0;
         }
         let durability = rng.pick(&[Durability::Fsync, Durability::Fsync, Durability::Os]);
-        Self {
+        let mut options = Self {
             seed,
             horizon,
             request_every: rng.pick(&[20 * MS, 100 * MS, 300 * MS, S]),
@@ -116,8 +118,31 @@ impl Options {
                 directory: std::path::PathBuf::new(),
             },
             spill_fails: rng.pick(&[0, 0, 0, 7]),
+            alone: 200,
             check_every: 50,
             parts_check: true,
+        };
+        if rng.chance(100) {
+            options.is_about_leases(&mut rng);
+        }
+        options
+    }
+
+    /// Long jobs that must not run twice at once, on workers that are cut off in every way.
+    fn is_about_leases(&mut self, rng: &mut Rng) {
+        self.alone = 800;
+        self.run_max = 30 * S;
+        self.grace = 7 * S;
+        self.workers = self.workers.max(2);
+        self.slots_max = 4;
+        self.jobs_max = 300;
+        for (fault, every) in [
+            (Fault::Partition, 60),
+            (Fault::OneWay, 20),
+            (Fault::Cut, 30),
+            (Fault::NameInUse, 30),
+        ] {
+            self.faults[fault.at()] = rng.between((every / 2, every * 2)) * S;
         }
     }
 }
@@ -149,6 +174,7 @@ impl fmt::Display for Options {
             segment_bytes,
             spool,
             spill_fails,
+            alone,
             check_every,
             parts_check: _,
         } = self;
@@ -167,7 +193,7 @@ impl fmt::Display for Options {
         )?;
         writeln!(
             f,
-            "  at most {jobs_max} jobs, durability {durability:?}, {synced} of 1000 requests synced, resident bytes {resident_bytes_max}, check each {check_every} turns"
+            "  at most {jobs_max} jobs, durability {durability:?}, {synced} of 1000 requests synced, resident bytes {resident_bytes_max}, {alone} of 1000 classes alone, check each {check_every} turns"
         )?;
         writeln!(
             f,

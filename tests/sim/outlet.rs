@@ -16,7 +16,7 @@ use hostler_wire::{Epoch, Fence, SessionId};
 use hostler_worker::{SpillFiles, Spool, SpoolLimits, Time};
 
 use crate::machine::Around;
-use crate::network::{ConnId, End, Piece};
+use crate::network::{ConnId, End, Held, Piece};
 use crate::options::{MS, S};
 use crate::printed;
 
@@ -333,7 +333,7 @@ impl Outlet {
     pub(crate) fn turn(
         &mut self,
         login: Option<&Login>,
-        (at, held): (usize, bool),
+        (at, held): (usize, Held),
         around: &mut Around<'_>,
     ) {
         if let Some(line) = &self.line
@@ -358,7 +358,7 @@ impl Outlet {
         }
     }
 
-    fn dial(&mut self, at: usize, held: bool, around: &mut Around<'_>) {
+    fn dial(&mut self, at: usize, held: Held, around: &mut Around<'_>) {
         let idle = self.target.is_none() || self.line.is_some() || self.spool.is_empty();
         if idle || around.now < self.retry_at {
             return;

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use hostler_server::output::Page;
-use hostler_wire::Fence;
-use hostler_wire::frame::{Chunk, Logs, OutputAck, OutputEnd, Overflow, Stream};
+use hostler_wire::frame::{Chunk, Logs, LogsMode, OutputAck, OutputEnd, Overflow, Stream};
+use hostler_wire::{Attempt, Epoch, Fence, JobId};
 
 use crate::rng::mix;
 
@@ -233,6 +233,53 @@ impl Prints {
         missing
     }
 
+    /// The last attempt of a job that keeps its output and was read to its end, and how much of each stream its worker knows
+    /// to be stored.
+    pub(crate) fn last_of(&self, job: JobId) -> Option<(Fence, [u64; 2])> {
+        let first = Fence {
+            job,
+            epoch: Epoch::new(0),
+            attempt: Attempt::FIRST,
+        };
+        let all = self.of.range(first..);
+        let (fence, printed) = all
+            .take_while(|(fence, _)| fence.job == job)
+            .max_by_key(|(fence, _)| (fence.attempt, fence.epoch))?;
+        let kept = printed.logs.mode == LogsMode::Keep && printed.closed && !printed.restored;
+        kept.then_some((*fence, printed.acked))
+    }
+
+    /// What somebody read of a stream who had just been told of the end.
+    pub(crate) fn seen_at_the_end(
+        &self,
+        (fence, s): (Fence, usize),
+        acked: u64,
+        page: &Page,
+        limit_bytes: u64,
+    ) {
+        /// Less than any page may hold.
+        const WHOLE: u64 = 60_000;
+        let Some(printed) = self.of.get(&fence).filter(|printed| !printed.restored) else {
+            return;
+        };
+        // An acknowledged end covers what its worker gave up after the last piece.
+        let sent = printed.sent[s].last_key_value().map_or(0, |(_, to)| *to);
+        let acked = acked.min(sent);
+        assert!(
+            page.stored >= acked,
+            "{fence:?} was over, {acked} bytes of stream {s} were acknowledged and {} can be read",
+            page.stored
+        );
+        let wanted = printed.acked_of(s, acked);
+        if printed.ever_sent() <= printed.limit(limit_bytes) && wanted < WHOLE {
+            let read: usize = page.pieces.iter().map(|piece| piece.data.len()).sum();
+            assert!(
+                read as u64 >= wanted,
+                "{fence:?} was over, {wanted} bytes of stream {s} were stored and {read} are read"
+            );
+        }
+    }
+
     /// All there is of an attempt, at the end: bytes of each stream that are there, as [`Prints::served`] saw them.
     pub(crate) fn at_rest(&self, fence: Fence, kept: &Kept, limit_bytes: u64) {
         let printed = &self.of[&fence];
@@ -243,10 +290,7 @@ impl Prints {
             .flatten()
             .map(|(from, to)| to - from)
             .sum();
-        let limit = match printed.logs.overflow {
-            Overflow::Block => u64::MAX,
-            Overflow::Drop => printed.logs.limit_bytes.min(limit_bytes).max(4_096),
-        };
+        let limit = printed.limit(limit_bytes);
         let whole = printed.closed && !printed.forgotten;
         let sent = printed.ever_sent();
         if whole && total > 0 {
@@ -315,12 +359,20 @@ impl Printed {
 
     /// Of what was acknowledged, what had been sent.
     fn acked_bytes(&self) -> u64 {
-        let of = |s: usize| {
-            let acked = self.acked[s];
-            let all = self.sent[s].iter();
-            all.map(|(from, to)| (*to).min(acked).saturating_sub(*from))
-                .sum::<u64>()
-        };
-        of(0) + of(1)
+        self.acked_of(0, self.acked[0]) + self.acked_of(1, self.acked[1])
+    }
+
+    fn acked_of(&self, s: usize, acked: u64) -> u64 {
+        let all = self.sent[s].iter();
+        all.map(|(from, to)| (*to).min(acked).saturating_sub(*from))
+            .sum()
+    }
+
+    /// How much of it is kept.
+    fn limit(&self, limit_bytes: u64) -> u64 {
+        match self.logs.overflow {
+            Overflow::Block => u64::MAX,
+            Overflow::Drop => self.logs.limit_bytes.min(limit_bytes).max(4_096),
+        }
     }
 }

@@ -215,6 +215,7 @@ impl Sum {
         for (sum, n) in self.tally.faults.iter_mut().zip(tally.faults) {
             *sum += n;
         }
+        self.tally.looks += tally.looks;
         self.tally.printed += tally.printed;
         self.tally.compared += tally.compared;
     }
@@ -230,7 +231,7 @@ impl Sum {
         let rate = tally.events as f64 / seconds / 1e6;
         format!(
             "{} seeds, {} jobs, {} commits, {} events in {seconds:.1} s of one core: {rate:.2} M events/s\n{} virtual hours, \
-             {} bytes printed, {} bytes of output read and compared\n{} faults: {}",
+             {} bytes printed, {} bytes of output read and compared, {} logs read when a wait was answered\n{} faults: {}",
             self.seeds,
             tally.jobs,
             tally.commits,
@@ -238,6 +239,7 @@ impl Sum {
             tally.virtual_us / 3_600_000_000,
             tally.printed,
             tally.compared,
+            tally.looks,
             tally.faults.iter().sum::<u64>(),
             faults.join(", ")
         )

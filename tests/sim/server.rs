@@ -32,6 +32,7 @@ use crate::disk::ModelStore;
 use crate::files::ModelFiles;
 use crate::network::ConnId;
 use crate::options::Options;
+use crate::order;
 
 /// A sign of life is passed on this often, even if no frame is whole.
 const SIGN_OF_LIFE: Span = Span::from_millis(1_000);
@@ -114,6 +115,7 @@ pub(crate) struct Server {
     pub(crate) read_at: Option<u64>,
     pub(crate) post_at: Option<u64>,
     pub(crate) turns: u64,
+    pub(crate) idle: order::Idle,
     /// The turn after which the engine is looked at.
     pub(crate) check_at: u64,
     spare: Vec<Post>,
@@ -246,6 +248,7 @@ impl Server {
             read_at: None,
             post_at: None,
             turns: 0,
+            idle: order::Idle::default(),
             check_at: options.check_every,
             spare: Vec::new(),
         })
@@ -304,13 +307,18 @@ impl Server {
         line.decoder.buffer().extend_from_slice(bytes);
         let mut frames = Vec::new();
         let (mut count, weight) = (0, bytes.len());
+        let mut damaged = false;
         loop {
             let Some(line) = self.lines.get_mut(&conn) else {
                 return count;
             };
-            let frame = line.decoder.next_frame();
-            let Some(frame) = frame.expect("whole bytes in order are frames") else {
-                break;
+            let frame = match line.decoder.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(_) => {
+                    damaged = true;
+                    break;
+                }
             };
             count += 1;
             if let Stage::Control(_) | Stage::Pipe(..) = line.stage {
@@ -319,21 +327,28 @@ impl Server {
                 self.greet(conn, frame, now, out);
             }
         }
+        self.pass_on(conn, frames, weight, now);
+        if damaged {
+            self.part(conn, out);
+            out.push(Said::Close(conn));
+        }
+        count
+    }
+
+    /// What a connection said goes to whom it concerns.
+    fn pass_on(&mut self, conn: ConnId, frames: Vec<Frame>, weight: usize, now: Time) {
         let line = self.lines.get_mut(&conn).expect("looked at just now");
         if let Stage::Pipe(pipe, _) = line.stage {
             if !frames.is_empty() {
                 self.output.frames(pipe, frames, weight);
             }
-            return count;
-        }
-        if let Stage::Control(session) = line.stage
+        } else if let Stage::Control(session) = line.stage
             && (!frames.is_empty() || now.since(line.heard) >= SIGN_OF_LIFE)
         {
             line.heard = now;
             let arrival = Arrival::Frames { session, frames };
             self.tell.tell(Message::Worker(arrival));
         }
-        count
     }
 
     fn greet(&mut self, conn: ConnId, frame: Frame, now: Time, out: &mut Vec<Said>) {

@@ -19,6 +19,8 @@ use crate::rng::{Rng, mix};
 
 /// Queues in use. The last one is served by few.
 pub(crate) const QUEUES: [&str; 3] = ["default", "video", "rare"];
+/// One that nobody serves before there is peace.
+pub(crate) const LATE: &str = "late";
 /// A handler the worker's loop runs itself.
 pub(crate) const INLINE: &str = "noop";
 /// One that has a thread and listens when told to end.
@@ -75,7 +77,9 @@ pub(crate) struct Workload {
 
 impl Workload {
     pub(crate) fn new(options: &Options, rng: &mut Rng) -> Self {
-        let classes = (0..rng.between((1, 8))).map(|_| class(rng)).collect();
+        let classes = (0..rng.between((1, 8)))
+            .map(|_| class(options.alone, rng))
+            .collect();
         Self {
             classes,
             next_plan: 1,
@@ -274,7 +278,7 @@ fn logs(plan: u64, prints: u64) -> Logs {
     }
 }
 
-fn class(rng: &mut Rng) -> ClassSpec {
+fn class(alone: u64, rng: &mut Rng) -> ClassSpec {
     let kind = rng.pick(&[Kind::Command, Kind::Command, Kind::Handler]);
     let retry = Retry {
         max_attempts: rng.pick(&[1, 1, 2, 3, 5]),
@@ -299,7 +303,9 @@ fn class(rng: &mut Rng) -> ClassSpec {
     };
     ClassSpec {
         queue: rng
-            .pick(&[QUEUES[0], QUEUES[0], QUEUES[1], QUEUES[2]])
+            .pick(&[
+                QUEUES[0], QUEUES[0], QUEUES[0], QUEUES[1], QUEUES[1], QUEUES[2], QUEUES[2], LATE,
+            ])
             .into(),
         kind,
         retry,
@@ -313,7 +319,7 @@ fn class(rng: &mut Rng) -> ClassSpec {
         grace: rng
             .chance(300)
             .then(|| Span::from_millis(rng.pick(&[1, 500, 3_000]))),
-        stop_on_partition: rng.chance(200),
+        stop_on_partition: rng.chance(alone),
     }
 }
 

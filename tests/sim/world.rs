@@ -27,10 +27,10 @@ use tokio::sync::oneshot;
 use crate::disk::{Fate, ModelStore, SharedOracle};
 use crate::faults::Fault;
 use crate::files::ModelFiles;
-use crate::follow::Follower;
+use crate::follow::{Follower, Look};
 use crate::frames;
 use crate::machine::{Around, Machine};
-use crate::network::{ConnId, End, Network, Piece};
+use crate::network::{ConnId, End, Held, Network, Piece};
 use crate::options::{MS, Options, S};
 use crate::oracle::Oracle;
 use crate::order;
@@ -38,10 +38,12 @@ use crate::restart::Backup;
 use crate::rng::Rng;
 use crate::server::{Said, Server};
 use crate::trace::Trace;
-use crate::workload::{QUEUES, Request, Workload};
+use crate::workload::{LATE, QUEUES, Request, Workload};
 
 /// Where the wall clock stands at the beginning, milliseconds.
 const WALL_MS: u64 = 1_764_000_000_000;
+/// Whether a worker idles is looked at after so many turns.
+const IDLE_TURNS: u64 = 64;
 /// Peace that lasts longer than this without an end of everything is a run that hangs.
 const PEACE_MAX: u64 = 6 * 3_600 * S;
 
@@ -173,6 +175,8 @@ pub(crate) struct Tally {
     pub(crate) commits: u64,
     pub(crate) virtual_us: u64,
     pub(crate) faults: [u64; Fault::ALL.len()],
+    /// Logs read in the moment in which a wait was answered.
+    pub(crate) looks: u64,
     pub(crate) printed: u64,
     pub(crate) compared: u64,
 }
@@ -197,6 +201,8 @@ pub(crate) struct World {
     /// Starts of the server.
     lives: u32,
     pub(crate) followers: Vec<Follower>,
+    /// People who were told of an end and look at the log at once.
+    pub(crate) looks: Vec<Look>,
     pub(crate) fate: Arc<Fate>,
     pub(crate) oracle: SharedOracle,
     pub(crate) network: Network,
@@ -257,6 +263,7 @@ impl World {
             history: 0,
             lives: 0,
             followers: Vec::new(),
+            looks: Vec::new(),
             oracle: Arc::new(Mutex::new(Oracle::new(
                 options.durability,
                 options.faults.iter().all(|every| *every == 0),
@@ -472,7 +479,12 @@ impl World {
                 }
             }
             Happening::Breaks(fault) => self.breaks(fault),
-            Happening::ServerThaws => self.wake(),
+            Happening::ServerThaws => {
+                if let Some(server) = &mut self.server {
+                    server.idle = order::Idle::default();
+                }
+                self.wake();
+            }
             Happening::DiskIsFine => {
                 self.disk_full = false;
                 self.disk_slow = false;
@@ -535,6 +547,7 @@ impl World {
             return;
         }
         self.trace.say(self.now, || "server dies".into());
+        self.looks.clear();
         self.server_frozen_until = 0;
         for conn in self.network.all() {
             let told = (!silent).then(|| self.now + self.rng.between(self.options.latency));
@@ -613,6 +626,8 @@ impl World {
         let without = self.machines.iter().filter(|machine| !machine.commands);
         let without: Vec<String> = without.map(|machine| machine.name.clone()).collect();
         let commands = |name: &str| !without.iter().any(|other| other == name);
+        let cramped = self.machines.iter().filter(|machine| machine.no_room);
+        let cramped: Vec<String> = cramped.map(|machine| machine.name.clone()).collect();
         let Some(server) = self.server(epoch, what) else {
             return;
         };
@@ -648,6 +663,19 @@ impl World {
                 server.dispatch.engine().check();
             }
             order::check(server.dispatch.engine(), &facts, &commands);
+        }
+        if looks || server.turns.is_multiple_of(IDLE_TURNS) {
+            if !gives_nothing {
+                let mut idle = std::mem::take(&mut server.idle);
+                let engine_now = server.clock.now();
+                idle.check(
+                    server.dispatch.engine(),
+                    (now, engine_now),
+                    &commands,
+                    &cramped,
+                );
+                server.idle = idle;
+            }
         }
         let next = server.dispatch.next_turn();
         let at = now + next.since(server.clock.now()).micros();
@@ -933,8 +961,8 @@ impl World {
     }
 
     fn heals(&mut self, at: usize) {
-        self.machines[at].partitioned = false;
-        for conn in self.network.hold(at, false) {
+        self.machines[at].partitioned = Held::default();
+        for conn in self.network.hold(at, Held::default()) {
             for end in [End::Server, End::Worker] {
                 self.after(self.options.latency.1, Happening::Deliver { conn, end });
             }
@@ -1079,6 +1107,7 @@ impl World {
         if self.questions.is_empty() {
             return;
         }
+        let mut ended = Vec::new();
         let oracle = self.oracle.lock().unwrap_or_else(PoisonError::into_inner);
         self.questions
             .retain_mut(|(_, id, question)| match question {
@@ -1092,12 +1121,17 @@ impl World {
                 Question::Wait(answer) => match answer.try_recv() {
                     Ok(Some(end)) => {
                         oracle.end_told(*id, end);
+                        ended.push(*id);
                         false
                     }
                     Ok(None) => false,
                     Err(error) => error == oneshot::error::TryRecvError::Empty,
                 },
             });
+        drop(oracle);
+        for id in ended {
+            self.looks_at_the_log(id);
+        }
     }
 
     // The end.
@@ -1113,6 +1147,7 @@ impl World {
         self.crash_in_commit = false;
         self.output_slow = false;
         self.files.make_peace();
+        self.network.make_peace();
         self.server_frozen_until = 0;
         self.wake();
         if self.server.is_none() {
@@ -1129,6 +1164,11 @@ impl World {
             if !is_extra && self.machines[at].session.is_none() {
                 self.after(S, Happening::MachineStarts { at });
             }
+        }
+        // At last somebody serves what nobody did, and says so when it connects anew.
+        self.machines[0].queues.push(LATE.to_owned());
+        if let Some(conn) = self.machines[0].conn() {
+            self.cuts(conn, false);
         }
     }
 

@@ -47,6 +47,8 @@ pub(super) struct Scan {
     pub good: u32,
     /// Bytes after it that are no records: a torn batch.
     pub torn_bytes: u32,
+    /// Where the last mark stands: nothing before it can be unsynced.
+    pub mark: u32,
     /// Stretches that had been synced and are no longer what was written.
     pub damage: Vec<(u32, u32)>,
 }
@@ -154,8 +156,15 @@ impl Segment {
         Ok(())
     }
 
-    /// Syncs what a server that was killed may have written and not synced: it counts as stored from now on.
-    pub(super) fn settle(&self) -> io::Result<()> {
+    /// Puts on disk what a server that was killed may have written and not synced, from there on: it counts as stored from
+    /// now on. It is written once more: a start before this one may have tried the same and failed, and after a failed
+    /// sync memory has what the disk will never get.
+    pub(super) fn settle(&self, from: u32) -> io::Result<()> {
+        let mut bytes = vec![0; self.length.saturating_sub(from) as usize];
+        if !bytes.is_empty() {
+            self.file.read_exact_at(&mut bytes, u64::from(from))?;
+            self.file.write_all_at(&bytes, u64::from(from))?;
+        }
         self.file.sync()
     }
 
@@ -182,6 +191,7 @@ impl Segment {
         self.file.read_exact_at(&mut bytes, 0)?;
         let mut scan = Scan {
             good: SEGMENT_HEADER_BYTES,
+            mark: SEGMENT_HEADER_BYTES,
             ..Scan::default()
         };
         let mut at = SEGMENT_HEADER_BYTES;
@@ -194,6 +204,9 @@ impl Segment {
             let read = Head::read(place, record).and_then(|h| Some((h, h.data(record)?)));
             if let Some((head, data)) = read {
                 on_record(place, &head, data, !scan.damage.is_empty());
+                if head.kind == Kind::Mark {
+                    scan.mark = at;
+                }
                 at += head.bytes();
                 scan.good = at;
             } else if let Some(mark) = self.next_mark(&bytes, at) {
@@ -347,4 +360,90 @@ pub(super) fn created_ms(files: &dyn Files, dir: &Path, number: u32) -> Option<u
     let file = files.open(&path_of(dir, number), How::Read).ok()?;
     file.read_exact_at(&mut header, 0).ok()?;
     Some(u64_at(&header, 28))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A file as Linux has it: after a failed sync, what was written is in memory, counts as clean, and is not on disk.
+    #[derive(Clone, Debug, Default)]
+    struct Lossy(Arc<Mutex<Pages>>);
+
+    #[derive(Debug, Default)]
+    struct Pages {
+        memory: Vec<u8>,
+        disk: Vec<u8>,
+        dirty: Vec<(usize, usize)>,
+        fails: bool,
+    }
+
+    impl OpenFile for Lossy {
+        fn length(&self) -> io::Result<u64> {
+            Ok(self.0.lock().unwrap().memory.len() as u64)
+        }
+
+        fn read_exact_at(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+            let at = usize::try_from(at).unwrap();
+            into.copy_from_slice(&self.0.lock().unwrap().memory[at..at + into.len()]);
+            Ok(())
+        }
+
+        fn write_all_at(&self, data: &[u8], at: u64) -> io::Result<()> {
+            let at = usize::try_from(at).unwrap();
+            let mut pages = self.0.lock().unwrap();
+            let length = pages.memory.len().max(at + data.len());
+            pages.memory.resize(length, 0);
+            pages.memory[at..at + data.len()].copy_from_slice(data);
+            pages.dirty.push((at, at + data.len()));
+            Ok(())
+        }
+
+        fn set_length(&self, _: u64) -> io::Result<()> {
+            unreachable!("nothing is cut off here")
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            let pages = &mut *self.0.lock().unwrap();
+            let dirty = std::mem::take(&mut pages.dirty);
+            if std::mem::take(&mut pages.fails) {
+                return Err(io::Error::other("the disk failed"));
+            }
+            pages.disk.resize(pages.memory.len(), 0);
+            for (from, to) in dirty {
+                pages.disk[from..to].copy_from_slice(&pages.memory[from..to]);
+            }
+            Ok(())
+        }
+
+        fn again(&self) -> io::Result<Box<dyn OpenFile>> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    #[test]
+    fn what_a_start_could_not_sync_is_on_disk_when_the_next_one_could() {
+        let file = Lossy::default();
+        let segment = Segment {
+            number: 1,
+            file: Box::new(file.clone()),
+            nonce: [0; 16],
+            length: 6,
+            synced: 6,
+            fail_next: false,
+        };
+        file.write_all_at(b"synced", 0).unwrap();
+        file.sync().unwrap();
+        file.write_all_at(b"ced or not", 3).unwrap(); // and killed
+        let segment = Segment {
+            length: 13,
+            ..segment
+        };
+        file.0.lock().unwrap().fails = true;
+        assert!(segment.settle(3).is_err());
+        assert!(segment.settle(3).is_ok());
+        assert_eq!(file.0.lock().unwrap().disk, b"synced or not");
+    }
 }

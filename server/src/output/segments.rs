@@ -146,9 +146,8 @@ impl Segments {
                 "cut off the unsynced end of the output"
             );
             segment.truncate(scan.good)?;
-        } else {
-            segment.settle()?;
         }
+        segment.settle(scan.mark)?;
         for (from, to) in &scan.damage {
             let path = path.display();
             self.note_damage(format!(
@@ -441,7 +440,11 @@ impl Segments {
                 ..Page::default()
             });
         };
-        page::read(*key, log, read, |number| self.file_of(number))
+        let mut log = Cow::Borrowed(&**log);
+        if mutation::is("newest output not shown") && log.end.is_none() {
+            log.to_mut().extents.pop();
+        }
+        page::read(*key, &log, read, |number| self.file_of(number))
     }
 
     /// Which attempts of a job have output.
