@@ -463,7 +463,11 @@ async fn serve(
     };
     match ended {
         Either::Left(Err(error)) if is_timeout(&error) => {
-            shared.parts.counts.timed_out.fetch_add(1, Ordering::Relaxed);
+            shared
+                .parts
+                .counts
+                .timed_out
+                .fetch_add(1, Ordering::Relaxed);
         }
         Either::Left(_) => {}
         Either::Right(()) => {

@@ -301,6 +301,32 @@ fn a_failed_sync_is_never_tried_again() {
 }
 
 #[test]
+fn what_is_acknowledged_after_a_failed_sync_and_a_new_start_outlives_the_power() {
+    let ops = ops_of_a_life(Durability::Fsync);
+    let mut acknowledged = 0;
+    for (k, _) in (1..).zip(&ops).filter(|(_, op)| **op == Op::Sync) {
+        let mut life = Life::new(Durability::Fsync);
+        life.disk.fault(Fault {
+            at: k,
+            trouble: Trouble::Io,
+            lasts: false,
+        });
+        life.run();
+        // Memory still has what the disk did not take, and shows it to the next start.
+        life.disk.mend();
+        life.told.unknown = false;
+        if let Ok(desk) = life.open() {
+            life.told.epochs.push(desk.epoch.raw());
+            life.submit(&desk, 3);
+            life.disk.cut_power(k * 13);
+        }
+        acknowledged += life.recover(k * 17).told.synced.len();
+    }
+    println!("{acknowledged} acknowledged jobs, 0 lost");
+    assert!(acknowledged > 0);
+}
+
+#[test]
 fn a_full_disk_refuses_and_a_server_with_space_again_goes_on_by_itself() {
     refuses_and_goes_on(Trouble::Full, StoreErrorKind::Full);
 }

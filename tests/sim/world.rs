@@ -664,18 +664,16 @@ impl World {
             }
             order::check(server.dispatch.engine(), &facts, &commands);
         }
-        if looks || server.turns.is_multiple_of(IDLE_TURNS) {
-            if !gives_nothing {
-                let mut idle = std::mem::take(&mut server.idle);
-                let engine_now = server.clock.now();
-                idle.check(
-                    server.dispatch.engine(),
-                    (now, engine_now),
-                    &commands,
-                    &cramped,
-                );
-                server.idle = idle;
-            }
+        if !gives_nothing && (looks || server.turns.is_multiple_of(IDLE_TURNS)) {
+            let mut idle = std::mem::take(&mut server.idle);
+            let engine_now = server.clock.now();
+            idle.check(
+                server.dispatch.engine(),
+                (now, engine_now),
+                &commands,
+                &cramped,
+            );
+            server.idle = idle;
         }
         let next = server.dispatch.next_turn();
         let at = now + next.since(server.clock.now()).micros();

@@ -11,6 +11,7 @@
 //! question at a time; a person's sqlite3 may hold one for hours. That is counted (`log_bytes`) and told.
 
 use hostler_engine::Span;
+use rusqlite::{Connection, Row};
 
 use crate::clock::Stamp;
 use crate::store::seam::StoreError;
@@ -82,6 +83,29 @@ impl Log {
     }
 }
 
+/// Pages in the log, and of these in the file.
+fn ask(db: &Connection, statement: &str) -> Result<(u32, u32), Fault> {
+    let size = |row: &Row<'_>, column: usize| -> rusqlite::Result<u32> {
+        // −1 while there is no log.
+        Ok(u32::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+    };
+    let mut ask = db.prepare_cached(statement)?;
+    Ok(ask.query_row([], |row| Ok((size(row, 1)?, size(row, 2)?)))?)
+}
+
+/// Before a start adds anything to the log, what is there goes into the file. The start before may have ended because a sync
+/// failed: what it wrote is in memory then, is taken for stored, and no later sync of the log puts it on disk. What came
+/// after it in the log would go with it when the power goes. Moved, it is written anew, and the log begins anew.
+pub(super) fn settle(db: &Connection) -> Result<(), Fault> {
+    let (pages, moved) = ask(db, sql::LOG_MOVE)?;
+    if moved < pages {
+        tracing::warn!(
+            "somebody reads an old snapshot of the database: its log cannot begin anew yet"
+        );
+    }
+    Ok(())
+}
+
 impl SqliteStore {
     /// One checkpoint, if it is worth it.
     pub(super) fn checkpoint(&mut self, stamp: &Stamp) -> Result<(), StoreError> {
@@ -100,13 +124,7 @@ impl SqliteStore {
     }
 
     fn ask_log(&mut self, statement: &str) -> Result<(), Fault> {
-        let size = |row: &rusqlite::Row<'_>, column: usize| -> rusqlite::Result<u32> {
-            // −1 while there is no log.
-            Ok(u32::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
-        };
-        let mut ask = self.db.prepare_cached(statement)?;
-        (self.log.pages, self.log.moved) =
-            ask.query_row([], |row| Ok((size(row, 1)?, size(row, 2)?)))?;
+        (self.log.pages, self.log.moved) = ask(&self.db, statement)?;
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Statement, ffi};
 
 use crate::clock::Stamp;
-use crate::store::checkpoint::Log;
+use crate::store::checkpoint::{self, Log};
 use crate::store::fold::{self, Rows, Share};
 use crate::store::lock::Lock;
 use crate::store::mark::Mark;
@@ -839,6 +839,7 @@ fn prepare(db: &Connection, path: &Path) -> Result<(), Fault> {
          PRAGMA journal_size_limit = {WAL_KEEP_BYTES}; PRAGMA cache_size = {CACHE}; PRAGMA temp_store = MEMORY; \
          PRAGMA mmap_size = 0; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;"
     ))?;
+    checkpoint::settle(db)?;
     if fresh {
         tracing::info!(path = %path.display(), "new database");
         let mut cluster = [0; 16];
