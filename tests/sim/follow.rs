@@ -250,11 +250,11 @@ impl World {
     /// Says whether that was all.
     fn takes(&self, follower: &mut Follower, page: &Page) -> bool {
         let Some(fence) = self.fence_of(follower.job, page.attempt) else {
-            // Whether output of the lost history may stand there once a backup has come back is not judged yet (seed 204).
-            let is_unjudged = self.history > 0;
             assert!(
-                page.pieces.is_empty() || is_unjudged,
-                "output of nobody's attempt"
+                page.pieces.is_empty() || self.oracle().mixed,
+                "output of nobody's attempt: {}.{}",
+                follower.job,
+                page.attempt
             );
             return page.attempt != 0;
         };

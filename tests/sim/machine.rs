@@ -476,6 +476,7 @@ impl Machine {
         if history != self.history && epoch > self.last_epoch {
             let outlet = self.outlet.as_mut().expect("it lives");
             outlet.forget_of_other_histories(history, around);
+            around.oracle().mixed = true;
         }
         self.last_epoch = epoch;
     }

@@ -121,6 +121,8 @@ pub(crate) struct Oracle {
     live: usize,
     /// How many backups have come back: what was given out before is of another history.
     pub(crate) history: u32,
+    /// A worker came back to a restored backup and could not know (docs/output.md): what it spooled may stand there.
+    pub(crate) mixed: bool,
     /// Processes that run under the eyes of their workers, of jobs that must not run twice at once.
     alone: BTreeMap<u64, Vec<Fence>>,
     pub(crate) facts: u64,
@@ -146,6 +148,7 @@ impl Oracle {
             last_commit: (Epoch::new(0), 0),
             live: 0,
             history: 0,
+            mixed: false,
             alone: BTreeMap::new(),
             facts: 0,
             submitted: 0,
