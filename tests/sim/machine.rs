@@ -727,7 +727,9 @@ impl Machine {
             return;
         };
         let at = around.now + around.rng.between((20, 20 * MS));
-        if child.ends_at.is_some_and(|before| before <= at) {
+        // Unless it would have ended before, and waits in a write.
+        let soon = around.now..=at;
+        if child.ends_at.is_some_and(|before| soon.contains(&before)) {
             return;
         }
         *around.next_serial += 1;

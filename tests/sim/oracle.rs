@@ -125,6 +125,8 @@ pub(crate) struct Oracle {
     pub(crate) mixed: bool,
     /// Processes that run under the eyes of their workers, of jobs that must not run twice at once.
     alone: BTreeMap<u64, Vec<Fence>>,
+    /// The last start before a power cut took assignments that had not been synced.
+    forgotten_through: Epoch,
     pub(crate) facts: u64,
     pub(crate) submitted: u64,
     pub(crate) ended: u64,
@@ -150,6 +152,7 @@ impl Oracle {
             history: 0,
             mixed: false,
             alone: BTreeMap::new(),
+            forgotten_through: Epoch::new(0),
             facts: 0,
             submitted: 0,
             ended: 0,
@@ -250,8 +253,9 @@ impl Oracle {
     /// The power went: what was not synced is gone.
     pub(crate) fn lose_power(&mut self) {
         if self.durability == Durability::Os {
-            // Nobody knows any more that they run.
+            // Nobody knows any more that they run, or wait to: a worker may start one before it hears that it is void.
             self.alone.clear();
+            self.forgotten_through = self.last_commit.0;
         }
         for (id, before) in std::mem::take(&mut self.unsynced) {
             let Some(now) = self.jobs.remove(&id) else {
@@ -713,7 +717,7 @@ impl Oracle {
         let must_be_alone = job.is_some_and(|job| {
             job.class.spec.stop_on_partition && job.class.spec.kind == Kind::Command
         });
-        if must_be_alone {
+        if must_be_alone && fence.epoch > self.forgotten_through {
             let alone = self.alone.entry(plan).or_default();
             assert!(
                 alone.is_empty(),

@@ -93,9 +93,9 @@ fn ask(db: &Connection, statement: &str) -> Result<(u32, u32), Fault> {
     Ok(ask.query_row([], |row| Ok((size(row, 1)?, size(row, 2)?)))?)
 }
 
-/// Before a start adds anything to the log, what is there goes into the file. The start before may have ended because a sync
-/// failed: what it wrote is in memory then, is taken for stored, and no later sync of the log puts it on disk. What came
-/// after it in the log would go with it when the power goes. Moved, it is written anew, and the log begins anew.
+/// Before a start adds anything to the log, what is there goes into the file. The start before may have ended because a
+/// sync failed: what it wrote is in memory then, is taken for stored, and no later sync of the log puts it on disk. What
+/// came after it in the log would go with it when the power goes. Moved, it is written anew, and the log begins anew.
 pub(super) fn settle(db: &Connection) -> Result<(), Fault> {
     let (pages, moved) = ask(db, sql::LOG_MOVE)?;
     if moved < pages {
