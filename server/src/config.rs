@@ -76,6 +76,8 @@ pub struct Limits {
     pub http_body_timeout: Duration,
     /// How long a connection may idle between requests.
     pub http_idle_timeout: Duration,
+    /// How long a reader may leave an answer untouched.
+    pub http_write_timeout: Duration,
     /// Longest `?wait=`.
     pub wait_max: Duration,
     /// Jobs that have not ended; above: 429.
@@ -123,6 +125,7 @@ impl Default for Limits {
             http_header_timeout: Duration::from_secs(10),
             http_body_timeout: Duration::from_secs(30),
             http_idle_timeout: Duration::from_secs(60),
+            http_write_timeout: Duration::from_secs(60),
             wait_max: Duration::from_secs(300),
             live_jobs_max: 50_000_000,
             queue_jobs_max: None,

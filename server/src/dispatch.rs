@@ -191,6 +191,10 @@ pub struct Glance {
     pub queues: Vec<QueueView>,
     /// Frames of questions sent to workers since the server's start.
     pub probes: u64,
+    /// Bytes of bodies in memory.
+    pub resident_bytes: u64,
+    /// Bodies read back from disk since the server's start.
+    pub bodies_read: u64,
 }
 
 /// A worker as the engine knows it.

@@ -73,8 +73,6 @@ pub use problem::Counts;
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most headers.
 const HEADERS_MAX: usize = 100;
-/// How long a reader may leave an answer untouched.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long another thread may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting rests when the process has no descriptors left.
@@ -421,9 +419,8 @@ fn refuse(stream: TcpStream, shared: &Arc<Shared>, full: Full) {
             let limits = &shared.parts.config.limits;
             let conn = Arc::new(Conn::default());
             let stream = Stream::Plain(stream);
-            Socket::new(stream, conn, limits.http_header_timeout, WRITE_TIMEOUT)
-                .close_slowly()
-                .await;
+            let (head, write) = (limits.http_header_timeout, limits.http_write_timeout);
+            Socket::new(stream, conn, head, write).close_slowly().await;
         }
         shared.all.refusing.fetch_sub(1, Ordering::Relaxed);
     });
@@ -453,7 +450,7 @@ async fn serve(
         socket,
         Arc::clone(&conn),
         limits.http_header_timeout,
-        WRITE_TIMEOUT,
+        limits.http_write_timeout,
     );
     let service = service_fn(|request| Box::pin(answer(shared, &conn, from, request)));
     let mut http = shared.http.serve_connection(TokioIo::new(socket), service);
@@ -505,8 +502,9 @@ async fn secure(stream: TcpStream, tls: &Tls, shared: &Shared) -> Option<Stream>
     };
     tracing::info!(?peer, %error, "a client found no TLS in common with this server");
     if let Some(stream) = stream {
-        let timeout = shared.parts.config.limits.http_header_timeout;
-        let socket = Socket::new(stream, Arc::default(), timeout, WRITE_TIMEOUT);
+        let limits = &shared.parts.config.limits;
+        let (head, write) = (limits.http_header_timeout, limits.http_write_timeout);
+        let socket = Socket::new(stream, Arc::default(), head, write);
         socket.close_with(&answer).await;
     }
     None

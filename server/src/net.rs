@@ -165,6 +165,8 @@ pub struct Status {
     pub frames: Counter,
     /// Bytes of output that wait for the output thread.
     pub pending_output_bytes: Counter,
+    /// Times that an output socket was left unread because so much waited.
+    pub held_pipes: Counter,
 }
 
 /// The worker port, open but not served yet: connections wait.

@@ -162,6 +162,12 @@ pub struct Status {
     pub failures: Counter,
     /// Segments deleted for age or size.
     pub retired_segments: Counter,
+    /// Bytes on disk that went since the start, by the limit they went for.
+    pub retired_bytes: [Counter; Retired::ALL.len()],
+    /// Bytes that running attempts wrote since the start and that are not kept.
+    pub cut_bytes: Counter,
+    /// Attempts of which something was cut.
+    pub cut_attempts: Counter,
     /// Locked for a string's copy only.
     trouble: Mutex<Option<String>>,
     /// Damage found at the start, in words.
@@ -184,6 +190,31 @@ impl Status {
     fn set_trouble(&self, trouble: Option<String>) {
         let mut place = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         *place = trouble;
+    }
+}
+
+/// Why stored output goes before somebody purges it: the limit of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retired {
+    /// There is too much.
+    Total,
+    /// It is of a job that did not fail, and old enough.
+    Kept,
+    /// It is as old as any output gets.
+    KeptFailed,
+}
+
+impl Retired {
+    /// Each of them, by its number.
+    pub const ALL: [Self; 3] = [Self::Total, Self::Kept, Self::KeptFailed];
+
+    /// The limit's name.
+    pub const fn limit(self) -> &'static str {
+        match self {
+            Self::Total => "output_total_bytes_max",
+            Self::Kept => "output_keep",
+            Self::KeptFailed => "output_keep_failed",
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub mod frame;
 #[cfg(feature = "frames")]
 pub mod handshake;
 #[cfg(feature = "frames")]
+pub mod result;
+#[cfg(feature = "frames")]
 pub mod token;
 
 pub use allow::Allow;

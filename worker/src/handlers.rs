@@ -22,10 +22,10 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::SegQueue;
 use hostler_wire::allow::Handlers;
+use hostler_wire::result::bounded;
 use hostler_wire::{Attempt, Detail, Fence, JobId, Outcome};
 use mio::Waker;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
 use crate::clock::Clock;
 use crate::session::Ending;
@@ -361,21 +361,6 @@ impl Completion {
             told: self.told,
         }
     }
-}
-
-/// A result that is too long is named, not carried: finished work is not redone for the length of its answer
-/// (semantics 24).
-pub(crate) fn bounded(result: Vec<u8>, bytes_max: usize) -> Vec<u8> {
-    if result.len() <= bytes_max {
-        return result;
-    }
-    let sha256: String = Sha256::digest(&result)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    json!({"too_large": true, "bytes": result.len(), "sha256": sha256})
-        .to_string()
-        .into_bytes()
 }
 
 /// Where threads put what they have done; the loop is woken once for each.

@@ -26,6 +26,7 @@ use hostler_wire::frame::{
     Command, Frame, Live, Login, LogsMode, Overflow, Probe, ProbeReply, Stream, Task, Work,
 };
 use hostler_wire::limits::{NAME_BYTES_MAX, RESULT_BYTES_MAX, SLOTS_MAX};
+use hostler_wire::result::bounded;
 use hostler_wire::token::Token;
 use hostler_wire::{Detail, Fence, Outcome};
 use mio::event::Event as Ready;
@@ -1000,7 +1001,7 @@ impl Loop {
             Some(Way::Noop) => Some(done(None)),
             Some(Way::Echo) if payload.is_empty() => Some(done(None)),
             Some(Way::Echo) => {
-                let result = crate::handlers::bounded(payload.to_vec(), self.result_bytes_max);
+                let result = bounded(payload.to_vec(), self.result_bytes_max);
                 Some(done(Some(Box::new(Detail {
                     result,
                     ..Detail::default()

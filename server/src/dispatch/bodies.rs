@@ -19,6 +19,8 @@ pub(super) struct Bodies {
     pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
     /// Bytes held; the writer adds what it attaches to an arrival, we add what was fetched and subtract what leaves.
     resident_bytes: Arc<AtomicUsize>,
+    /// Bodies that were fetched.
+    read_count: u64,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,18 @@ impl Bodies {
         Self {
             pages: HashMap::default(),
             resident_bytes,
+            read_count: 0,
         }
+    }
+
+    /// Bytes held, by us and on their way to us.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        self.resident_bytes.load(Ordering::Relaxed) as u64
+    }
+
+    /// How many bodies were fetched.
+    pub(super) fn read_count(&self) -> u64 {
+        self.read_count
     }
 
     /// Keeps bodies that came with an arrival; the writer has counted them.
@@ -67,6 +80,7 @@ impl Bodies {
     /// Keeps one that was fetched.
     pub(super) fn fetched(&mut self, job: JobId, body: Bytes) {
         self.resident_bytes.fetch_add(body.len(), Ordering::Relaxed);
+        self.read_count += 1;
         self.put(job.raw(), body);
     }
 

@@ -373,6 +373,8 @@ impl Dispatch {
                     counts: self.engine.counts(),
                     queues: self.engine.queues(),
                     probes: self.probes.sent_count(),
+                    resident_bytes: self.bodies.resident_bytes(),
+                    bodies_read: self.bodies.read_count(),
                 };
                 answer(reply, glance);
             }

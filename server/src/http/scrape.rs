@@ -26,6 +26,7 @@ use crate::http::problem::{Code, Refusal};
 use crate::http::route::Who;
 use crate::http::{Parts, asked};
 use crate::metrics::{Counter, Usage};
+use crate::output::Retired;
 
 /// Queues that have rows of their own in one answer.
 const QUEUES_MAX: usize = 256;
@@ -131,6 +132,21 @@ impl Metrics {
             "Frames of questions sent to workers",
             Rows::Counter(vec![(Vec::new(), glance.probes as f64)]),
         );
+        self.counter(
+            "hostler_results_too_large",
+            "Results that were too large to be kept, and are named instead",
+            &done.results_too_large,
+        );
+        self.push(
+            "hostler_bodies_resident_bytes",
+            "Bytes of bodies in memory, of jobs that wait",
+            Rows::Gauge(vec![(Vec::new(), glance.resident_bytes as f64)]),
+        );
+        self.push(
+            "hostler_bodies_read",
+            "Bodies read back from disk, because there was no room in memory when they came, or for a retry, a delay or a start",
+            Rows::Counter(vec![(Vec::new(), glance.bodies_read as f64)]),
+        );
     }
 
     fn of_queues(&mut self, glance: &Glance, waits: &[Option<u64>]) {
@@ -201,6 +217,15 @@ impl Metrics {
             "Attempts that are with workers, those ahead of a slot included",
             Rows::Gauge(vec![(Vec::new(), held as f64)]),
         );
+        let ahead: u64 = workers
+            .iter()
+            .map(|worker| u64::from(worker.held.saturating_sub(worker.slots)))
+            .sum();
+        self.push(
+            "hostler_attempts_ahead",
+            "Of these, those beyond their worker's slots, given ahead",
+            Rows::Gauge(vec![(Vec::new(), ahead as f64)]),
+        );
     }
 
     fn of_threads(&mut self, parts: &Parts) {
@@ -263,6 +288,15 @@ impl Metrics {
             "Output that waits for the output thread",
             &net.pending_output_bytes,
         );
+        self.counter(
+            "hostler_output_pipes_held",
+            "Times that an output socket was left unread because so much waited",
+            &net.held_pipes,
+        );
+        self.of_output(parts);
+    }
+
+    fn of_output(&mut self, parts: &Parts) {
         let output = parts.output.status();
         self.counter(
             "hostler_output_appended_bytes",
@@ -283,6 +317,25 @@ impl Metrics {
             "hostler_output_segments_retired",
             "Files of output deleted for age or size",
             &output.retired_segments,
+        );
+        let rows = Retired::ALL.map(|why| {
+            let count = float(&output.retired_bytes[why as usize]);
+            (one("limit", why.limit()), count)
+        });
+        self.push(
+            "hostler_output_retired_bytes",
+            "Bytes of output that went from the disk for age or size, by the limit",
+            Rows::Counter(rows.into()),
+        );
+        self.counter(
+            "hostler_output_cut_bytes",
+            "Bytes that jobs wrote beyond their limit, or faster than it goes, and that are not kept",
+            &output.cut_bytes,
+        );
+        self.counter(
+            "hostler_output_cut_attempts",
+            "Attempts of which something was cut",
+            &output.cut_attempts,
         );
     }
 

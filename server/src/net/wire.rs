@@ -253,7 +253,10 @@ impl Wire {
                     (STRANGER_READ_BYTES, READ_BYTES)
                 }
                 Phase::Control(_) => (READ_BYTES, CONTROL_TURN_BYTES),
-                Phase::Pipe(_) if !self.gate.is_open() => return self.gate.hold(place),
+                Phase::Pipe(_) if !self.gate.is_open() => {
+                    self.status.held_pipes.add(1);
+                    return self.gate.hold(place);
+                }
                 Phase::Pipe(_) => (PIPE_TURN_BYTES, PIPE_TURN_BYTES),
             };
             if turn_bytes >= most {

@@ -270,6 +270,11 @@ impl Log {
         total.max(self.next[s]).saturating_sub(self.kept[s])
     }
 
+    /// The same of both streams.
+    pub(super) fn cut_bytes(&self) -> u64 {
+        self.cut(Stream::Stdout) + self.cut(Stream::Stderr)
+    }
+
     /// What it takes of a segment, all its records together.
     pub(super) fn disk_bytes(&self, segment: u32) -> u64 {
         let extents = self.extents.iter().filter(|e| e.segment == segment);

@@ -25,10 +25,7 @@ pub(super) fn read(
 ) -> Result<Page, ReadError> {
     let (stored, cut) = match read.stream {
         Some(stream) => (log.next[index_of(stream)], log.cut(stream)),
-        None => (
-            log.merged,
-            log.cut(Stream::Stdout) + log.cut(Stream::Stderr),
-        ),
+        None => (log.merged, log.cut_bytes()),
     };
     let mut reader = Reader {
         key,

@@ -36,10 +36,18 @@ use super::record::{
     rules_from_bytes, rules_to_bytes,
 };
 use super::segment::{self, SEGMENT_HEADER_BYTES, Segment};
-use super::{AttemptOutput, LIMIT_BYTES_MIN, Options, Page, Read, ReadError, page};
+use super::{AttemptOutput, LIMIT_BYTES_MIN, Options, Page, Read, ReadError, Retired, page};
 
 /// Most attempts in one segment: what is known of them in memory until it is sealed.
 const SEGMENT_ATTEMPTS_MAX: usize = 16_384;
+
+/// What was cut of attempts that were too long: by us, or by workers that had no room.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cut {
+    pub(super) bytes: u64,
+    /// Those of which nothing had been cut before.
+    pub(super) attempts: u64,
+}
 
 /// See the module's head.
 #[derive(Debug)]
@@ -59,6 +67,8 @@ pub(super) struct Segments {
     lingering: BTreeSet<Key>,
     /// Attempts in the active segment, at most.
     attempts: usize,
+    /// Cut by what is in the batch.
+    cut: Cut,
     /// A write failed and what it left could not be cut off yet.
     broken: bool,
     /// Damage found, in words; for health and the trace.
@@ -94,6 +104,7 @@ impl Segments {
             purged: BTreeSet::new(),
             lingering: BTreeSet::new(),
             attempts: 0,
+            cut: Cut::default(),
             broken: false,
             damage: Vec::new(),
             options,
@@ -222,6 +233,7 @@ impl Segments {
         if log.end.is_some() {
             return;
         }
+        let cut_before = log.cut_bytes();
         let skip = log.next[s].saturating_sub(chunk.offset);
         let skip = if mutation::is("repeated output stored twice") {
             0
@@ -249,14 +261,16 @@ impl Segments {
             merged += piece.len() as u64;
         }
         self.bury(&dropped);
+        self.count_cut(key, cut_before);
     }
 
     /// Takes in an end.
     pub(super) fn end(&mut self, end: &OutputEnd) {
         let key = Key::from(end.fence);
-        if self.log_mut(key).is_none_or(|log| log.end.is_some()) {
+        let Some(log) = self.log_mut(key).filter(|log| log.end.is_none()) else {
             return;
-        }
+        };
+        let cut_before = log.cut_bytes();
         self.write_rules(key);
         let place = self.begin_record();
         let head = Head::new(Kind::End, key, 0, 0, 0);
@@ -265,6 +279,7 @@ impl Segments {
             log.end = Some((place.segment, *end));
             log.touched = place.segment;
         });
+        self.count_cut(key, cut_before);
         if self.logs.get(&key).is_some_and(Log::is_over) {
             self.lingering.insert(key);
         }
@@ -310,6 +325,18 @@ impl Segments {
     /// Bytes waiting for the commit.
     pub(super) fn batch_bytes(&self) -> usize {
         self.batch.len()
+    }
+
+    /// What was cut since this was asked. To be asked after a commit: what is not stored comes again.
+    pub(super) fn take_cut(&mut self) -> Cut {
+        std::mem::take(&mut self.cut)
+    }
+
+    /// Something of an attempt was taken in, of which so much had been cut before.
+    fn count_cut(&mut self, key: Key, before: u64) {
+        let now = self.logs.get(&key).map_or(before, Log::cut_bytes);
+        self.cut.bytes += now.saturating_sub(before);
+        self.cut.attempts += u64::from(before == 0 && now > 0);
     }
 
     /// Puts the batch on disk. After an error nothing of it is stored, and nothing of it may be acknowledged.
@@ -365,6 +392,7 @@ impl Segments {
     /// Cuts off what a failed commit left, and reads anew what is really there.
     pub(super) fn recover(&mut self) -> io::Result<()> {
         self.batch.clear();
+        self.cut = Cut::default();
         if !self.broken {
             return Ok(());
         }
@@ -469,9 +497,9 @@ impl Segments {
         self.sealed.iter().map(|sealed| sealed.bytes).sum()
     }
 
-    /// Deletes the oldest segment if it is too old, or if there is too much; says whether it did. Jobs that ended well have
-    /// gone from it before, unless output comes faster than that.
-    pub(super) fn retire_one(&mut self, now_ms: u64) -> io::Result<bool> {
+    /// Deletes the oldest segment if it is too old, or if there is too much; says why, and how much that was. Jobs that
+    /// ended well have gone from it before, unless output comes faster than that.
+    pub(super) fn retire_one(&mut self, now_ms: u64) -> io::Result<Option<(Retired, u64)>> {
         let total = self.sealed_bytes();
         let most = self.options.total_bytes_max;
         let trimmed = self.sealed.iter().all(|sealed| sealed.trimmed);
@@ -486,13 +514,17 @@ impl Segments {
             .iter()
             .position(|sealed| too_much || !open(sealed.number))
         else {
-            return Ok(false);
+            return Ok(None);
         };
         let sealed = &self.sealed[oldest];
-        if !too_much && now_ms.saturating_sub(sealed.sealed_ms) < keep_ms {
-            return Ok(false);
-        }
-        if too_much {
+        let bytes = sealed.bytes;
+        let is_old = now_ms.saturating_sub(sealed.sealed_ms) >= keep_ms;
+        let why = match (is_old, too_much) {
+            (true, _) => Retired::KeptFailed,
+            (false, true) => Retired::Total,
+            (false, false) => return Ok(None),
+        };
+        if why == Retired::Total {
             tracing::warn!(
                 segment = sealed.number,
                 stored_bytes = total,
@@ -501,7 +533,7 @@ impl Segments {
             );
         }
         self.delete(oldest)?;
-        Ok(true)
+        Ok(Some((why, bytes)))
     }
 
     /// Damage found so far.
@@ -1268,12 +1300,15 @@ mod tests {
             });
             segments.commit(1_000).unwrap();
         }
-        assert!(!segments.retire_one(100_999).unwrap());
-        assert!(segments.retire_one(101_000).unwrap());
+        assert_eq!(segments.retire_one(100_999).unwrap(), None);
+        let (why, bytes) = segments.retire_one(101_000).unwrap().unwrap();
+        assert!(why == Retired::KeptFailed && bytes > 0, "{why:?} {bytes}");
         assert!(text(&segments, 1).unwrap().is_empty());
         assert_eq!(text(&segments, 60).unwrap(), [7; 60_000]);
         segments.options.total_bytes_max = 100;
-        while segments.retire_one(2_000).unwrap() {}
+        while let Some((why, _)) = segments.retire_one(2_000).unwrap() {
+            assert_eq!(why, Retired::Total);
+        }
         assert!(segments.sealed.is_empty());
     }
 
@@ -1371,7 +1406,8 @@ mod tests {
         assert_eq!(segments.overdue(10_999), None);
         let failed = |job: u64| job.is_multiple_of(10);
         let mut trimmed = BTreeSet::new();
-        while let Some(number) = segments.overdue(11_000) {
+        while let Some((number, why)) = segments.overdue(11_000) {
+            assert_eq!(why, Retired::Kept);
             let jobs = segments.jobs_of(number).unwrap();
             let jobs = jobs.into_iter().map(JobId::raw);
             // The first still runs.

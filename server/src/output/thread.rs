@@ -24,7 +24,8 @@ use super::log::index_of;
 use super::record::Key;
 use super::segments::Segments;
 use super::{
-    Answer, Output, Page, PipeId, PollEnds, Read, ReadError, Status, WAITING_READERS_MAX, Ways,
+    Answer, Output, Page, PipeId, PollEnds, Read, ReadError, Retired, Status, WAITING_READERS_MAX,
+    Ways,
 };
 use crate::clock::Clock;
 use crate::mailbox::Receiver;
@@ -66,6 +67,7 @@ struct Waiter {
 /// A question which jobs of a segment ended well enough for their output to go.
 struct Asking {
     segment: u32,
+    why: Retired,
     /// Those not asked for yet.
     jobs: Vec<JobId>,
     unwanted: BTreeSet<u64>,
@@ -299,6 +301,9 @@ impl Keeper {
                     self.status.appended_bytes.add(bytes as u64);
                     self.status.set_trouble(None);
                 }
+                let cut = self.segments.take_cut();
+                self.status.cut_bytes.add(cut.bytes);
+                self.status.cut_attempts.add(cut.attempts);
                 self.status.stored_bytes.set(self.segments.stored_bytes());
                 self.acknowledge();
             }
@@ -510,8 +515,11 @@ impl Keeper {
         let now_ms = self.clock.wall().millis();
         for _ in 0..RETIRED_A_TURN {
             match self.segments.retire_one(now_ms) {
-                Ok(true) => self.status.retired_segments.add(1),
-                Ok(false) => break,
+                Ok(Some((why, bytes))) => {
+                    self.status.retired_segments.add(1);
+                    self.status.retired_bytes[why as usize].add(bytes);
+                }
+                Ok(None) => break,
                 Err(error) => {
                     tracing::error!(%error, "an old output segment could not be deleted");
                     break;
@@ -539,12 +547,13 @@ impl Keeper {
     /// Takes the output of jobs that ended well out of a segment that is old enough: a step of it at a time.
     fn trim(&mut self, now_ms: u64) -> std::io::Result<()> {
         if self.asking.is_none()
-            && let Some(segment) = self.segments.overdue(now_ms)
+            && let Some((segment, why)) = self.segments.overdue(now_ms)
         {
             let mut jobs = self.segments.jobs_of(segment)?;
             let poll = (self.ways.ends)(some_of(&mut jobs));
             self.asking = Some(Asking {
                 segment,
+                why,
                 jobs,
                 unwanted: BTreeSet::new(),
                 poll,
@@ -559,7 +568,9 @@ impl Keeper {
             Some(Some(ended)) => {
                 asking.unwanted.extend(ended.into_iter().map(JobId::raw));
                 if asking.jobs.is_empty() {
-                    return self.segments.trim(asking.segment, &asking.unwanted);
+                    let bytes = self.segments.trim(asking.segment, &asking.unwanted)?;
+                    self.status.retired_bytes[asking.why as usize].add(bytes);
+                    return Ok(());
                 }
                 asking.poll = (self.ways.ends)(some_of(&mut asking.jobs));
                 self.asking = Some(asking);

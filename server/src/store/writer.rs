@@ -24,10 +24,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hostler_engine::fact::{Again, Ended};
 use hostler_engine::lanes::Lanes;
 use hostler_engine::spec::{Class, ClassId, ClassSpec, Run};
 use hostler_engine::{Fact, Span, Time, When};
-use hostler_wire::{JobId, JobState, mutation};
+use hostler_wire::{JobId, JobState, mutation, result};
 use tokio::sync::oneshot;
 
 use crate::auth::TokenChange;
@@ -127,6 +128,8 @@ pub struct Counters {
     pub skipped: Counter,
     /// Attempts that ended without ending their job.
     pub attempts: Counter,
+    /// Results of ended jobs that were too large, and are named instead.
+    pub results_too_large: Counter,
     /// Commits made.
     pub commits: Counter,
     /// The one under way.
@@ -616,7 +619,8 @@ impl Writer {
             Write::Submit { submission, reply } => {
                 self.waiting.push_back(Waiting { submission, reply });
             }
-            Write::Facts { facts, through } => {
+            Write::Facts { mut facts, through } => {
+                bound_results(&mut facts, self.limits.result_bytes_max);
                 if self.facts.is_empty() {
                     self.facts = facts;
                 } else {
@@ -1029,6 +1033,10 @@ impl Writer {
                 Fact::Ended(end) => {
                     ended += 1;
                     self.depths.ended(end.class);
+                    let detail = end.detail.as_deref();
+                    if detail.is_some_and(|detail| result::is_named(&detail.result)) {
+                        counters.results_too_large.add(1);
+                    }
                     match end.state {
                         JobState::Succeeded => counters.succeeded.add(1),
                         JobState::Failed => counters.failed.add(1),
@@ -1238,6 +1246,21 @@ impl Writer {
         }
         if let Err(error) = self.store.close() {
             tracing::warn!(%error, "the store was not closed tidily; the next start recovers");
+        }
+    }
+}
+
+/// Workers replace a result that is too large; of those that do not it is done here.
+fn bound_results(facts: &mut [Fact], bytes_max: usize) {
+    for fact in facts {
+        let detail = match fact {
+            Fact::Ended(Ended { detail, .. }) | Fact::Again(Again { detail, .. }) => detail,
+            Fact::Worker(_) | Fact::Assigned(_) | Fact::Started(_) | Fact::Cancelling(_) => {
+                continue;
+            }
+        };
+        if let Some(detail) = detail {
+            detail.result = result::bounded(mem::take(&mut detail.result), bytes_max);
         }
     }
 }

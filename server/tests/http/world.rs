@@ -663,6 +663,7 @@ impl Fake {
                     },
                     queues: self.queues.clone(),
                     probes: 5,
+                    ..Glance::default()
                 },
             ),
         }

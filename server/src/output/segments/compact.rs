@@ -15,6 +15,7 @@ use std::io;
 use hostler_wire::JobId;
 
 use super::{Segments, live_bytes_of};
+use crate::output::Retired;
 use crate::output::files::{How, OpenFile};
 use crate::output::index::{Entry, Sealed};
 use crate::output::log::{Extent, Log};
@@ -44,15 +45,21 @@ impl Segments {
         {
             sealed.live_bytes = sealed.bytes; // not again until the next start
         }
-        done.map(|()| Some(live_bytes))
+        done.map(|_freed| Some(live_bytes))
     }
 
-    /// The oldest segment from which jobs that ended well are to go: for its age, or because there is too much.
-    pub(in crate::output) fn overdue(&self, now_ms: u64) -> Option<u32> {
+    /// The oldest segment from which jobs that ended well are to go, and why: its age, or because there is too much.
+    pub(in crate::output) fn overdue(&self, now_ms: u64) -> Option<(u32, Retired)> {
         let keep_ms = u64::try_from(self.options.keep.as_millis()).unwrap_or(u64::MAX);
         let too_much = self.sealed_bytes() > self.options.total_bytes_max;
         let oldest = self.sealed.iter().find(|sealed| !sealed.trimmed)?;
-        (too_much || now_ms.saturating_sub(oldest.sealed_ms) >= keep_ms).then_some(oldest.number)
+        let is_old = now_ms.saturating_sub(oldest.sealed_ms) >= keep_ms;
+        let why = match (is_old, too_much) {
+            (true, _) => Retired::Kept,
+            (false, true) => Retired::Total,
+            (false, false) => return None,
+        };
+        Some((oldest.number, why))
     }
 
     /// Whose output a segment has.
@@ -69,24 +76,29 @@ impl Segments {
         Ok(jobs)
     }
 
-    /// Takes these jobs' output out of a segment, for good.
+    /// Takes these jobs' output out of a segment, for good; says how much less there is on disk.
     pub(in crate::output) fn trim(
         &mut self,
         number: u32,
         unwanted: &BTreeSet<u64>,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let Some(place) = self.sealed.iter().position(|it| it.number == number) else {
-            return Ok(()); // it is gone meanwhile
+            return Ok(0); // it is gone meanwhile
         };
         // If nothing is to go, or if it fails, the next start asks again.
         self.sealed[place].trimmed = true;
         if unwanted.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         self.rewrite(place, unwanted, true)
     }
 
-    fn rewrite(&mut self, place: usize, unwanted: &BTreeSet<u64>, trimmed: bool) -> io::Result<()> {
+    fn rewrite(
+        &mut self,
+        place: usize,
+        unwanted: &BTreeSet<u64>,
+        trimmed: bool,
+    ) -> io::Result<u64> {
         let (files, dir) = (self.options.files.clone(), self.options.dir.clone());
         let sealed = &self.sealed[place];
         let (number, sealed_ms, before) = (sealed.number, sealed.sealed_ms, sealed.bytes);
@@ -112,7 +124,8 @@ impl Segments {
         }
         if kept.is_empty() {
             drop(target); // removes what it wrote
-            return self.delete(place);
+            self.delete(place)?;
+            return Ok(before);
         }
         let bytes = target.complete()?;
         let fresh = Sealed::write(
@@ -136,7 +149,7 @@ impl Segments {
             log.replace_segment(number, found.map_or(&[], |at| &kept[at].extents));
         }
         damage.into_iter().for_each(|what| self.note_damage(what));
-        Ok(())
+        Ok(before.saturating_sub(bytes))
     }
 
     /// Bytes of a segment that are still wanted, by all that is known of each attempt in it.
