@@ -68,6 +68,8 @@ struct State {
     ops: Vec<Op>,
     fault: Option<Fault>,
     next_handle: u64,
+    /// Shared memory that is nobody's any more. Kept: when the power goes, a thread may be writing into it.
+    dead_regions: Vec<Box<[u8]>>,
 }
 
 #[derive(Default)]
@@ -151,9 +153,10 @@ impl FaultyDisk {
     /// The power goes: what is open is dead, and of what was not synced some is kept, some lost, some garbled.
     pub(crate) fn cut_power(&self, seed: u64) {
         let mut dice = Dice(seed);
-        let mut state = self.state();
+        let state = &mut *self.state();
         state.generation += 1;
         state.files.retain(|_, file| {
+            state.dead_regions.append(&mut file.regions);
             let unsynced = std::mem::take(&mut file.unsynced);
             // A file nobody synced may be there by its name or not.
             let mut on_disk = match file.durable.take() {
@@ -583,8 +586,7 @@ unsafe extern "C" fn shm_map(
         while regions.len() <= region {
             regions.push(vec![0; bytes].into());
         }
-        // SAFETY: regions are boxed and stay until a power cut, after which SQLite gets errors from everything else and
-        // its connections are only closed.
+        // SAFETY: regions are boxed, and what was one is kept for as long as the disk.
         unsafe { *out = regions[region].as_mut_ptr().cast() };
         ffi::SQLITE_OK
     })
@@ -640,7 +642,7 @@ unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c
             lock.exclusive = lock.exclusive.filter(|holder| *holder != id);
         }
         if delete != 0 {
-            file.regions.clear();
+            state.dead_regions.append(&mut file.regions);
         }
         ffi::SQLITE_OK
     })
