@@ -22,6 +22,8 @@ use crate::clock::Moment;
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// Most requests sent again because the server was full.
 const REFUSED_MAX: u64 = 100_000;
+/// One read: an answer to a single job is a tenth of it.
+const PIECE_BYTES: usize = 4_096;
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -120,7 +122,8 @@ pub fn run_marked<M>(
         );
         for event in &events {
             let (connection, mark) = &mut all[event.token().0];
-            while mark.is_some()
+            // One answer an event: the next request's cannot be there yet, and tells of itself when it is.
+            if mark.is_some()
                 && let Some(answer) = connection.pump()?
             {
                 let body = &connection.received[answer.body.clone()];
@@ -134,7 +137,7 @@ pub fn run_marked<M>(
                         }
                         match next() {
                             Some((bytes, new)) => {
-                                connection.again(answer.body.end, bytes);
+                                connection.again(answer.body.end, bytes)?;
                                 *mark = Some(new);
                             }
                             None => open -= 1,
@@ -143,7 +146,7 @@ pub fn run_marked<M>(
                     429 | 503 if done.refused < REFUSED_MAX => {
                         done.refused += 1;
                         let bytes = std::mem::take(&mut connection.request);
-                        connection.again(answer.body.end, bytes);
+                        connection.again(answer.body.end, bytes)?;
                     }
                     status => bail!(
                         "the server answered {status}: {}",
@@ -212,22 +215,28 @@ impl Connection {
         })
     }
 
-    /// The last answer ends at `end`; this goes out next.
-    pub(crate) fn again(&mut self, end: usize, request: Vec<u8>) {
+    /// The last answer ends at `end`; this goes out now, as far as the socket takes it.
+    pub(crate) fn again(&mut self, end: usize, request: Vec<u8>) -> Result<()> {
         self.received.advance(end);
         self.out.clear();
         self.out.extend_from_slice(&request);
         self.request = request;
         self.since = Moment::now();
+        self.send()
+    }
+
+    fn send(&mut self) -> Result<()> {
+        if !self.out.is_empty() || self.channel.wants_write() {
+            self.channel.write(&mut self.stream, &mut self.out)?;
+        }
+        Ok(())
     }
 
     /// Moves bytes until an answer is whole, or nothing moves.
     pub(crate) fn pump(&mut self) -> Result<Option<Answer>> {
-        let mut piece = [0; 16_384];
+        let mut piece = [0; PIECE_BYTES];
         loop {
-            if !self.out.is_empty() || self.channel.wants_write() {
-                self.channel.write(&mut self.stream, &mut self.out)?;
-            }
+            self.send()?;
             if let Some(answer) = parse(&self.received)? {
                 return Ok(Some(answer));
             }

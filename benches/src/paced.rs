@@ -92,7 +92,7 @@ pub fn run(system: &System, pace: Pace, job: &[u8], book: &mut Book) -> Result<T
             let index = idle.pop_front().context("it is not empty")?;
             times.late += u64::from(begun.elapsed() > due + Duration::from_millis(1));
             let (connection, step) = &mut all[index];
-            connection.again(0, submit.clone());
+            connection.again(0, submit.clone())?;
             *step = Some(Step::Submits { due });
             touched.push(index);
             sent += 1;
@@ -115,7 +115,7 @@ pub fn run(system: &System, pace: Pace, job: &[u8], book: &mut Book) -> Result<T
         }
         for index in touched.drain(..) {
             let (connection, step) = &mut all[index];
-            while let Some(now) = *step
+            if let Some(now) = *step
                 && let Some(answer) = connection.pump()?
             {
                 let body = &connection.received[answer.body.clone()];
@@ -155,7 +155,7 @@ pub fn run(system: &System, pace: Pace, job: &[u8], book: &mut Book) -> Result<T
                         Vec::new()
                     }
                 };
-                connection.again(answer.body.end, request);
+                connection.again(answer.body.end, request)?;
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::http;
 /// How long a start or an orderly stop may take; a start with very many jobs takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long all jobs may take to end after the last was accepted.
-const END_PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(600);
 
 /// A server of one's own, as it is started.
 #[derive(Clone, Copy, Debug, clap::Args)]
