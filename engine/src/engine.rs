@@ -209,6 +209,13 @@ impl Engine {
         )
     }
 
+    /// Whether that session's worker has as much work ahead in hand as it has slots: it would not miss us for a while.
+    pub fn is_stocked(&self, session: SessionId) -> bool {
+        let at = self.workers.in_session(session);
+        let worker = at.map(|at| self.workers.get(at));
+        worker.is_some_and(|worker| worker.slots > 0 && worker.over() >= worker.slots)
+    }
+
     /// Every queue with live jobs, or with some lately, by name. Costs what is out on workers and no more, whatever waits.
     pub fn queues(&self) -> Vec<QueueView> {
         let mut views: BTreeMap<&str, QueueView> = BTreeMap::new();

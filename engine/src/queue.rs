@@ -160,6 +160,9 @@ impl Pool {
 const IDLE_CLASSES_MAX: usize = 1_024;
 /// Classes below this run time may be prefetched (P5).
 const FAST_US: u64 = 50_000;
+/// Work ahead is as much as a worker does in this time: a commit, the way there and back, and the pause in which a server
+/// that has stocked it does not listen to it.
+const AHEAD_US: u64 = 8_000;
 
 /// A class with live jobs, or one that had some lately.
 #[derive(Debug)]
@@ -179,12 +182,12 @@ impl ClassEntry {
         self.class.spec.max_losses > 0 && self.run_us.is_some_and(|us| us < FAST_US)
     }
 
-    /// How many attempts beyond its slots a worker may be given: what covers 2 ms of them (P5).
+    /// How many attempts beyond its slots a worker may be given: what covers [`AHEAD_US`] of them (P5).
     pub(crate) fn prefetch(&self, slots: u32, max: u32) -> u32 {
         let Some(run_us) = self.run_us.filter(|_| self.is_fast()) else {
             return 0;
         };
-        let covers = u64::from(slots) * 2_000 / run_us.max(1);
+        let covers = u64::from(slots) * AHEAD_US / run_us.max(1);
         u32::try_from(covers.max(1)).unwrap_or(u32::MAX).min(max)
     }
 }

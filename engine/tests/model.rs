@@ -832,7 +832,7 @@ impl World {
                     assert!(!free, "nothing goes ahead of a free slot (P5)");
                     assert!(spec.max_losses > 0, "at most once is never prefetched");
                     let run_us = self.run_us.get(&job.class).copied().unwrap_or(u64::MAX);
-                    let covers = (u64::from(slots(at)) * 2_000 / run_us.max(1)).max(1);
+                    let covers = (u64::from(slots(at)) * 8_000 / run_us.max(1)).max(1);
                     let most = u32::try_from(covers).unwrap_or(u32::MAX).min(PREFETCH_MAX);
                     assert!(run_us < 50_000 && load - slots(at) <= most);
                 }

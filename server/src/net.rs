@@ -4,6 +4,9 @@
 //! One turn: what sockets have (control before output, so many bytes each), what other threads post, what time is due;
 //! then each socket that has something to send is written to once.
 //!
+//! A worker with work ahead for a while (`Stocked`) that had little to say is not listened to for 2 ms: its next words
+//! come together, and cost one wake-up of each thread and one commit.
+//!
 //! Strangers are bounded: in number, in time (the handshake's deadline), in bytes (all their buffers together). If all
 //! connections are taken, the oldest that has said nothing for a second makes room. Workers that do not read are cut
 //! off at a bound. Output waits for the output thread, control never does.
@@ -52,6 +55,13 @@ pub enum Post {
         session: SessionId,
         /// What.
         bytes: BytesMut,
+    },
+    /// A worker has work ahead for a while, or has not any more: if it has, what it says need not be heard at once.
+    Stocked {
+        /// Which.
+        session: SessionId,
+        /// It has.
+        stocked: bool,
     },
     /// Encoded acknowledgements for an output pipe.
     Pipe {
@@ -282,6 +292,11 @@ impl Handle {
     /// Sends one thing.
     pub fn post(&self, post: Post) {
         self.sender.send(post);
+    }
+
+    /// The same, but wakes nobody: for what is seen early enough with the next post.
+    pub fn push(&self, post: Post) {
+        self.sender.push(post);
     }
 
     /// Sends several with one wake-up.

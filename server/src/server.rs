@@ -44,7 +44,7 @@ use crate::{dispatch, http, net, output, store};
 const BEAT: Span = Span::from_millis(net::BEAT_MS as u64);
 /// Between TERM and KILL where a job does not say; what the worker's default is, too.
 const KILL_GRACE: Span = Span::from_secs(10);
-/// Most attempts a worker is given ahead of its slots: 2 ms of no-op work.
+/// Most attempts a worker is given ahead of its slots: 8 ms of no-op work.
 const PREFETCH_MAX: u32 = 8_192;
 /// How many jobs ahead of dispatch bodies are read.
 const FETCH_AHEAD: u32 = 4_096;

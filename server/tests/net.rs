@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use hostler_engine::Span;
 use hostler_server::auth::{Auth, Role as TokenRole, TokenRecord};
 use hostler_server::clock::Clock;
 use hostler_server::mailbox::{Wake, mailbox};
@@ -309,6 +310,45 @@ fn a_worker_with_the_token_joins_speaks_and_leaves() {
     t.expect_left(session);
     let (_again, later) = t.worker("w1");
     assert!(later > session);
+    t.stop();
+}
+
+#[test]
+fn a_stocked_worker_that_said_little_is_not_heard_for_a_moment_and_nothing_of_it_is_lost() {
+    let t = Trial::start(|_| {});
+    let (mut client, session) = t.worker("w1");
+    t.net.post(Post::Stocked {
+        session,
+        stocked: true,
+    });
+    // It is told of before anything that comes after it.
+    t.net.post(Post::Control {
+        session,
+        bytes: encoded(&Frame::Ack(hostler_wire::frame::Ack { through: 1 })),
+    });
+    client.next().unwrap();
+    let clock = Clock::resume(None);
+    for _ in 0..3 {
+        let begun = clock.now();
+        t.expect_alive(&mut client, session);
+        t.expect_alive(&mut client, session);
+        let waited = clock.now().since(begun);
+        assert!(waited >= Span::from_millis(3), "{waited:?}");
+    }
+    // What is to be sent to it leaves though it is not listened to.
+    t.net.post(Post::Control {
+        session,
+        bytes: encoded(&Frame::Ack(hostler_wire::frame::Ack { through: 2 })),
+    });
+    assert!(matches!(client.next(), Some(Frame::Ack(ack)) if ack.through == 2));
+    t.expect_alive(&mut client, session);
+    t.net.post(Post::Stocked {
+        session,
+        stocked: false,
+    });
+    t.expect_alive(&mut client, session);
+    drop(client);
+    t.expect_left(session);
     t.stop();
 }
 

@@ -456,7 +456,8 @@ impl Server {
         // Dispatch gathers by session in a table without an order; a run must have one.
         posts.sort_by_key(|post| match post {
             Post::Control { session, .. } | Post::Close { session, .. } => session.raw(),
-            Post::Pipe { .. }
+            Post::Stocked { .. }
+            | Post::Pipe { .. }
             | Post::PipeTaken { .. }
             | Post::PipeRefused { .. }
             | Post::TokensChanged
@@ -493,8 +494,11 @@ impl Server {
                         out.push(Said::Close(conn));
                     }
                 }
-                Post::PipeTaken { .. } | Post::TokensChanged | Post::StopAccepting | Post::Stop => {
-                }
+                Post::Stocked { .. }
+                | Post::PipeTaken { .. }
+                | Post::TokensChanged
+                | Post::StopAccepting
+                | Post::Stop => {}
             }
         }
         self.spare = posts;

@@ -31,10 +31,25 @@ fn slow_classes_are_never_given_ahead() {
 }
 
 #[test]
-fn fast_ones_are_given_ahead_to_cover_two_milliseconds() {
-    let mut t = measured(1_000);
+fn fast_ones_are_given_ahead_to_cover_eight_milliseconds() {
+    let mut t = measured(4_000);
     t.submit("a b c d e f g h")
         .expect("assign a.1 b.1 c.1 d.1 e.1 f.1 to w1");
+}
+
+#[test]
+fn a_worker_is_stocked_while_it_has_as_much_ahead_as_it_has_slots() {
+    let mut t = measured(4_000);
+    assert!(!t.is_stocked("w1"));
+    t.submit("a b c").expect("assign a.1 b.1 c.1 to w1");
+    assert!(!t.is_stocked("w1"), "one ahead of two slots");
+    t.submit("d").expect("assign d.1 to w1");
+    assert!(t.is_stocked("w1"));
+    t.starts("a")
+        .reports("a", |_| {})
+        .expect("finished a succeeded")
+        .expect("ack 2 to w1");
+    assert!(!t.is_stocked("w1"));
 }
 
 #[test]

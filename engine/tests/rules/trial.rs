@@ -511,6 +511,10 @@ impl Trial {
         }
     }
 
+    pub(crate) fn is_stocked(&self, worker: &str) -> bool {
+        self.engine.is_stocked(self.session(worker))
+    }
+
     pub(crate) fn session(&self, worker: &str) -> SessionId {
         self.sessions[worker]
     }

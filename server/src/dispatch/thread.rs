@@ -1,6 +1,6 @@
 //! The loop of the dispatch thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
@@ -98,6 +98,9 @@ pub struct Dispatch {
     numbers: Numbers,
     /// What a session's worker holds of starts we never made, until it has been told to drop it.
     foreign: HashMap<SessionId, Vec<Fence>>,
+    /// Sessions that spoke in this turn, and those the wire thread knows to be stocked.
+    spoke: Vec<SessionId>,
+    stocked: HashSet<SessionId>,
     /// Who asked for a cancel.
     cancels: HashMap<AskId, oneshot::Sender<CancelAnswer>>,
     next_ask: AskId,
@@ -129,6 +132,8 @@ impl Dispatch {
             starts: Starts::new(&parts.epochs),
             numbers: Numbers::default(),
             foreign: HashMap::new(),
+            spoke: Vec::new(),
+            stocked: HashSet::new(),
             cancels: HashMap::new(),
             next_ask: 1,
             waiting: HashMap::new(),
@@ -168,6 +173,7 @@ impl Dispatch {
             self.on_message(now, message);
         }
         self.messages = messages;
+        self.take_stock();
         while let Some(step) = turn.next(&self.parts.lanes) {
             match step {
                 Step::Entry(arrival) => self.arrive(now, arrival),
@@ -191,6 +197,21 @@ impl Dispatch {
     /// The engine, to look at.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Tells the wire thread of workers that have so much work ahead that they can be listened to less often: each time we
+    /// hear of one short job, three threads wake and the disk is written to. Asked before they get more, so that whoever
+    /// has used up what it had is heard at once again.
+    fn take_stock(&mut self) {
+        for session in self.spoke.drain(..) {
+            let stocked = self.engine.is_stocked(session);
+            let news = Post::Stocked { session, stocked };
+            if stocked && self.stocked.insert(session) {
+                self.parts.net.push(news);
+            } else if !stocked && self.stocked.remove(&session) {
+                self.parts.net.post(news);
+            }
+        }
     }
 
     fn arrive(&mut self, now: Time, arrival: writer::Arrival) {
@@ -280,6 +301,8 @@ impl Dispatch {
                 if frames.is_empty() {
                     self.engine
                         .handle(now, Event::Alive { session }, &mut self.effects);
+                } else if self.spoke.last() != Some(&session) {
+                    self.spoke.push(session);
                 }
                 for frame in frames {
                     match translate::hear(&self.starts, &mut self.numbers, session, frame) {
@@ -301,6 +324,7 @@ impl Dispatch {
                 self.starts.part(session);
                 self.numbers.part(session);
                 self.foreign.remove(&session);
+                self.stocked.remove(&session);
                 Event::Left { session }
             }
             Message::Stopping { settled } => {

@@ -54,6 +54,10 @@ pub(super) struct Conn {
     pub heard: Time,
     /// Since when it has taken nothing of what waits for it.
     pub stuck_since: Option<Time>,
+    /// It has work ahead for a while.
+    pub stocked: bool,
+    /// The poll does not watch it at the moment.
+    paused: bool,
     /// It is on the list of those to be flushed.
     pub dirty: bool,
     pub channel: Channel,
@@ -96,6 +100,8 @@ impl Conn {
             counted_bytes: 0,
             heard: now,
             stuck_since: None,
+            stocked: false,
+            paused: false,
             dirty: false,
             channel,
             stream,
@@ -107,7 +113,31 @@ impl Conn {
     }
 
     pub(super) fn register(&mut self, registry: &Registry) -> io::Result<()> {
-        registry.register(&mut self.stream, self.token, Interest::READABLE)
+        let interest = self.interest();
+        registry.register(&mut self.stream, self.token, interest)
+    }
+
+    fn interest(&self) -> Interest {
+        if self.wants_write {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        }
+    }
+
+    /// Lets its peer talk for a while without being heard; what it says is not lost.
+    pub(super) fn pause(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut self.stream)?;
+        self.paused = true;
+        Ok(())
+    }
+
+    /// Listens again, if it is paused; what has come meanwhile is an event of the next poll.
+    pub(super) fn resume(&mut self, registry: &Registry) -> io::Result<()> {
+        if std::mem::take(&mut self.paused) {
+            self.register(registry)?;
+        }
+        Ok(())
     }
 
     pub(super) fn deregister(&mut self, registry: &Registry) {
@@ -182,12 +212,10 @@ impl Conn {
         }
         if wants_write != self.wants_write {
             self.wants_write = wants_write;
-            let interest = if wants_write {
-                Interest::READABLE | Interest::WRITABLE
-            } else {
-                Interest::READABLE
-            };
-            registry.reregister(&mut self.stream, self.token, interest)?;
+            if !self.paused {
+                let interest = self.interest();
+                registry.reregister(&mut self.stream, self.token, interest)?;
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The wire thread's loop and the one place where a frame's kind decides what becomes of it.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,10 @@ const LINGER: Span = Span::from_millis(2_000);
 const STRANGER_SAFE: Span = Span::from_millis(1_000);
 /// After a failed accept (no files, no memory).
 const ACCEPT_PAUSE: Span = Span::from_millis(100);
+/// How long a stocked worker is not listened to after it has said little.
+const PAUSE: Span = Span::from_millis(4);
+/// So much at once is not little: it has collected enough by itself.
+const LITTLE_BYTES: usize = 1_024;
 /// A sign of life is passed on this often, even if no frame is whole.
 const SIGN_OF_LIFE: Span = Span::from_millis(1_000);
 
@@ -94,6 +98,8 @@ pub(super) struct Wire {
     deadlines: BTreeSet<(Time, Place)>,
     /// Sockets that may have more to read than their turn allowed.
     again: Vec<Place>,
+    /// Who is not listened to, and until when; in the order of time.
+    paused: VecDeque<(Time, Place)>,
     dirty: Vec<Place>,
     arrivals: Vec<Arrival>,
     room: Box<[u8]>,
@@ -138,6 +144,7 @@ impl Wire {
             strangers_bytes: 0,
             deadlines: BTreeSet::new(),
             again: Vec::new(),
+            paused: VecDeque::new(),
             dirty: Vec::new(),
             arrivals: Vec::new(),
             room: vec![0; READ_BYTES].into_boxed_slice(),
@@ -176,6 +183,7 @@ impl Wire {
             Some(self.beat_at),
             self.accept_at,
             self.shakes.next_deadline(),
+            self.paused.front().map(|(at, _)| *at),
         ]
         .into_iter()
         .chain([self.deadlines.first().map(|(at, _)| *at)])
@@ -272,10 +280,35 @@ impl Wire {
                         self.take_frames(place, plain, now);
                     }
                 }
-                Got::Blocked => return,
+                Got::Blocked => return self.pause_if_stocked(place, turn_bytes, now),
                 Got::Gone => return self.drop_conn(place),
                 Got::Refused(error) => return self.refuse_tls(place, &error, now),
             }
+        }
+    }
+
+    /// A stocked worker that has said little may collect more before it is heard again.
+    fn pause_if_stocked(&mut self, place: Place, turn_bytes: usize, now: Time) {
+        let registry = self.poll.registry();
+        let conn = self.conns.get_mut(place.key);
+        let conn = conn.filter(|conn| conn.serial == place.serial && conn.stocked);
+        let Some(conn) = conn else { return };
+        if !(1..LITTLE_BYTES).contains(&turn_bytes) {
+            return;
+        }
+        match conn.pause(registry) {
+            Ok(()) => self.paused.push_back((now + PAUSE, place)),
+            Err(_) => self.drop_conn(place),
+        }
+    }
+
+    /// Listens to it again.
+    fn resume(&mut self, place: Place) {
+        let registry = self.poll.registry();
+        let conn = self.conns.get_mut(place.key);
+        let conn = conn.filter(|conn| conn.serial == place.serial);
+        if conn.is_some_and(|conn| conn.resume(registry).is_err()) {
+            self.drop_conn(place);
         }
     }
 
@@ -564,6 +597,15 @@ impl Wire {
                     self.send_bytes(place, bytes);
                 }
             }
+            Post::Stocked { session, stocked } => {
+                let place = self.peers.session(session);
+                if let Some(conn) = place.and_then(|place| self.conn(place)) {
+                    conn.stocked = stocked;
+                }
+                if let Some(place) = place.filter(|_| !stocked) {
+                    self.resume(place);
+                }
+            }
             Post::Pipe { pipe, bytes } => {
                 if let Some(place) = self.peers.pipe(pipe) {
                     self.send_bytes(place, bytes);
@@ -616,6 +658,12 @@ impl Wire {
             }
             self.drop_conn(place);
             self.deadlines.remove(&(at, place));
+        }
+        while let Some((at, place)) = self.paused.front().copied()
+            && at <= now
+        {
+            self.paused.pop_front();
+            self.resume(place);
         }
         if let Some(place) = self.shakes.next(now) {
             self.again.push(place);
