@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hostler_engine::event::{Restore, RestoredAttempt, RestoredJob};
 use hostler_engine::fact::{Again, Assigned, Cancelling, Charge, Ended, Started, WorkerFact};
 use hostler_engine::spec::{Class, ClassId, ClassSpec, Kind, Retry, Run};
-use hostler_engine::{Fact, Time, WallTime, When};
+use hostler_engine::{Fact, Span, Time, WallTime, When};
 use hostler_server::auth::{Role as TokenRole, TokenChange, TokenRecord};
 use hostler_server::clock::{Clock, Readings, Stamp};
 use hostler_server::config::{Durability, Limits};
@@ -101,6 +101,7 @@ macro_rules! on_every_store {
 on_every_store! {
     what_was_accepted_reads_back_as_it_was
     ends_are_visible_after_their_commit
+    ends_of_one_commit_are_each_what_they_were_and_a_restart_knows_them_all
     attempts_come_back_with_their_words
     a_list_knows_the_attempts_that_did_not_end_their_jobs
     epochs_grow_and_ids_are_never_given_out_again
@@ -458,9 +459,9 @@ fn what_was_accepted_reads_back_as_it_was(ground: &dyn Ground) {
         priority: Priority::new(-128),
         name: Some("encode".into()),
         labels: Some("{\"a\":\"b\"}".into()),
-        due: Some(When::Engine(now + hostler_engine::Span::from_secs(5))),
+        due: Some(When::Engine(now + Span::from_secs(5))),
         expires: Some(When::Wall(WallTime::from_millis(WALL_MS + 9_000))),
-        deadline: Some(When::Engine(now + hostler_engine::Span::from_secs(60))),
+        deadline: Some(When::Engine(now + Span::from_secs(60))),
         sync: false,
         retry_of: Some(id(1)),
         body: Bytes::from(vec![7; 100_000]),
@@ -529,6 +530,72 @@ fn ends_are_visible_after_their_commit(ground: &dyn Ground) {
     );
     assert_eq!(end.attempt.started, Some(WallTime::from_millis(WALL_MS)));
     assert_eq!(end.attempt.finished, WallTime::from_millis(WALL_MS));
+}
+
+fn ends_of_one_commit_are_each_what_they_were_and_a_restart_knows_them_all(ground: &dyn Ground) {
+    let mut t = Trial::new(ground);
+    t.submit(60);
+    let all: Vec<(u64, u16)> = (1..=60).map(|job| (job, 1)).collect();
+    t.commit(&[], &[t.worker(1), t.assigned(1, &all)]).unwrap();
+    // Long and short runs of neighbours that are alike, broken by another state, by words, by another time, and by a job
+    // that runs on; not in the order of their ids.
+    let mut facts: Vec<Fact> = (1..=40).map(|job| t.succeeded(job)).collect();
+    facts[19] = t.ended(20, 1, JobState::Failed, Reason::ExitCode);
+    facts[21] = t.ended(22, 0, JobState::Cancelled, Reason::CancelledByUser);
+    let detail = Detail {
+        result: b"{}".to_vec(),
+        ..Detail::default()
+    };
+    let Fact::Ended(with_words) = &mut facts[25] else {
+        panic!("an end")
+    };
+    with_words.detail = Some(Box::new(detail));
+    facts.remove(29);
+    t.now = t.now + Span::from_millis(7);
+    facts.extend((41..=50).map(|job| t.succeeded(job)));
+    facts.rotate_left(33);
+    t.commit(&[], &facts).unwrap();
+    let expected: BTreeMap<JobId, Ended> = facts
+        .into_iter()
+        .filter_map(|fact| {
+            if let Fact::Ended(end) = fact {
+                Some((end.job, end))
+            } else {
+                None
+            }
+        })
+        .collect();
+    let mut t = t.reopen(ground);
+    for job in 1..=60 {
+        let found = t.record(job).end;
+        let Some(end) = expected.get(&id(job)) else {
+            assert!(found.is_none(), "{job}");
+            continue;
+        };
+        let found = found.unwrap();
+        let wall = |at: Time| WallTime::from_millis(at.micros() / 1_000);
+        assert_eq!(
+            (found.state, found.attempt.reason),
+            (end.state, end.reason),
+            "{job}"
+        );
+        assert_eq!(
+            found.attempt.number,
+            end.fence.map_or(0, |f| f.attempt.raw()),
+            "{job}"
+        );
+        assert_eq!(
+            found.attempt.worker.is_some(),
+            end.worker.is_some(),
+            "{job}"
+        );
+        assert_eq!(found.attempt.started, end.started.map(wall), "{job}");
+        assert_eq!(found.attempt.finished, wall(end.at), "{job}");
+        assert_eq!(found.attempt.detail, end.detail, "{job}");
+    }
+    let live: Vec<u64> = t.restored().jobs.into_keys().collect();
+    let expected: Vec<u64> = (1..=60).filter(|job| *job == 30 || *job > 50).collect();
+    assert_eq!(live, expected);
 }
 
 fn attempts_come_back_with_their_words(ground: &dyn Ground) {
@@ -925,7 +992,7 @@ impl World<'_> {
     }
 
     fn step(&mut self, step: Step) {
-        let now = self.t().now + hostler_engine::Span::from_micros(1_000);
+        let now = self.t().now + Span::from_micros(1_000);
         self.t().now = now;
         let idle = |job: &ModelJob| job.running.is_none();
         let running = |job: &ModelJob| job.running.is_some();
@@ -989,7 +1056,7 @@ impl World<'_> {
     }
 
     fn submit(&mut self, now: Time, pick: u8) {
-        let later = now + hostler_engine::Span::from_secs(5);
+        let later = now + Span::from_secs(5);
         let new = NewJob {
             priority: Priority::new(i8::from(pick & 1 == 1)),
             due: (pick & 2 != 0).then_some(When::Engine(later)),
@@ -1039,7 +1106,7 @@ impl World<'_> {
     fn again(&mut self, now: Time, job: u64, pick: u8) {
         let model = self.live.get_mut(&job).unwrap();
         let attempt = model.running.take().unwrap();
-        let due = (pick & 16 != 0).then(|| When::Engine(now + hostler_engine::Span::from_secs(9)));
+        let due = (pick & 16 != 0).then(|| When::Engine(now + Span::from_secs(9)));
         let (charge, why) = match pick % 4 {
             0 => (Charge::Return, Reason::BackOff),
             1 => (Charge::Failure, Reason::BackOff),
@@ -1649,7 +1716,7 @@ fn bodies_go_along_while_their_budget_lasts_and_the_job_may_run() {
     assert_eq!(desk.resident_bytes.load(Ordering::Relaxed), 20);
     desk.resident_bytes.store(0, Ordering::Relaxed);
     let mut later = submission(1);
-    later.jobs[0].due = Some(Moment::In(hostler_engine::Span::from_secs(5)));
+    later.jobs[0].due = Some(Moment::In(Span::from_secs(5)));
     desk.submit(later).blocking_recv().unwrap().unwrap();
     let arrival = desk.lanes.pop().unwrap();
     assert!(!arrival.run.resident && arrival.bodies.is_empty());
@@ -2029,29 +2096,6 @@ fn the_audit_trail_pages_newest_first_and_is_kept_for_30_days(ground: &dyn Groun
 }
 
 #[test]
-fn a_database_of_the_first_version_is_brought_up_to_date_and_keeps_its_jobs() {
-    let ground = Directory::new();
-    let mut t = Trial::new(&ground);
-    let job = t.submit(1);
-    drop(t);
-    let db = ground.database();
-    db.execute_batch("DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1")
-        .unwrap();
-    drop(db);
-    let mut t = Trial::new(&ground);
-    t.commit_tokens(&[TokenChange::New(Box::new(token(
-        "aaaaaaaa",
-        TokenRole::Read,
-    )))]);
-    assert_eq!(&*t.record(job).by, "tok_1");
-    let version = ground.database();
-    let version: i32 = version
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .unwrap();
-    assert_eq!(version, 2);
-}
-
-#[test]
 fn the_writer_notes_submissions_in_their_own_commit_and_neighbours_share_a_row() {
     let mut desk = Desk::new();
     desk.accept(1);
@@ -2140,36 +2184,49 @@ fn a_newer_schema_is_refused_with_both_versions() {
     let error = SqliteStore::open(&ground.path()).unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::OtherVersion);
     assert!(
-        error.message.contains("version 9") && error.message.contains("up to 2"),
+        error.message.contains("version 9") && error.message.contains("up to 3"),
         "{error}"
     );
 }
 
-/// What makes a database of version 2 one of version 1, as the build before it left it.
-const BACK_TO_1: &str = "DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1";
+/// What makes a database of version 3 one of version 2, as the build before it left it; and that one of version 1.
+const BACK_TO_2: &str = "INSERT INTO ends (id, state, reason, attempt, epoch, worker, started_ms, finished_ms) \
+     SELECT id, 10, 0, attempt, epoch, worker, started_ms, finished_ms FROM done; \
+     DROP TABLE done; PRAGMA user_version = 2;";
+const BACK_TO_1: &str = "DROP TABLE tokens; DROP TABLE audit; PRAGMA user_version = 1;";
 
 #[test]
-fn a_database_of_version_1_is_raised_once_and_keeps_its_jobs() {
-    let ground = Directory::new();
-    let mut t = Trial::new(&ground);
-    t.submit(3);
-    t.store.close().unwrap();
-    ground.database().execute_batch(BACK_TO_1).unwrap();
-    for start in 0..2 {
-        let mut store = ground.sqlite();
-        store.load(&mut |_| {}).unwrap();
-        assert_eq!(store.opening().tokens, []);
-        let mut read = store.reader().unwrap();
-        for job in 1..=3 {
-            let found = read.job(id(job)).unwrap();
-            assert!(matches!(found, Lookup::Found(_)), "start {start}: {job}");
+fn a_database_of_an_older_version_is_raised_once_and_keeps_its_jobs_and_their_ends() {
+    for (version, back) in [
+        (2, BACK_TO_2.to_owned()),
+        (1, [BACK_TO_2, BACK_TO_1].concat()),
+    ] {
+        let ground = Directory::new();
+        let mut t = Trial::new(&ground);
+        t.submit(3);
+        let facts = [
+            t.worker(1),
+            t.assigned(1, &[(1, 1), (2, 1)]),
+            t.succeeded(1),
+        ];
+        t.commit(&[], &facts).unwrap();
+        t.store.close().unwrap();
+        ground.database().execute_batch(&back).unwrap();
+        for start in 0..2 {
+            let mut t = Trial::new(&ground);
+            let restored = t.restored();
+            let live =
+                [restored.jobs, restored.quiet].map(|jobs| jobs.into_keys().collect::<Vec<_>>());
+            assert_eq!(live, [[2], [3]], "version {version}, start {start}");
+            let end = t.record(1).end.unwrap();
+            assert_eq!((end.state, end.attempt.number), (JobState::Succeeded, 1));
+            assert_eq!(t.read().audit(&AuditQuery::default()).unwrap().entries, []);
+            let now = ground
+                .database()
+                .pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+            assert_eq!(now.unwrap(), 3);
+            t.store.close().unwrap();
         }
-        assert_eq!(read.audit(&AuditQuery::default()).unwrap().entries, []);
-        let version = ground
-            .database()
-            .pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
-        assert_eq!(version.unwrap(), 2);
-        Box::new(store).close().unwrap();
     }
 }
 
@@ -2368,7 +2425,7 @@ fn a_log_held_up_by_a_reader_grows_is_counted_and_begins_anew_when_the_reader_is
     let mut t = Trial::on(Box::new(store));
     let mut step = || {
         t.submit(200);
-        t.now = t.now + hostler_engine::Span::from_secs(2);
+        t.now = t.now + Span::from_secs(2);
         let stamp = t.stamp();
         t.store.maintain(&stamp).unwrap();
         t.store.log_bytes()
@@ -2401,7 +2458,7 @@ fn a_log_that_a_reader_kept_from_beginning_anew_does_so_soon_after() {
     let mut t = Trial::on(Box::new(store));
     let mut step = || {
         t.submit(200);
-        t.now = t.now + hostler_engine::Span::from_secs(2);
+        t.now = t.now + Span::from_secs(2);
         let stamp = t.stamp();
         t.store.maintain(&stamp).unwrap();
         t.store.log_bytes() / 16_384

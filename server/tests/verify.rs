@@ -232,6 +232,11 @@ const DOCTORED: &[(&str, &str, Option<u64>)] = &[
         "ends",
         Some(40),
     ),
+    (
+        "INSERT INTO done (id, attempt, epoch, worker, finished_ms) VALUES (2, 2, 2, 2, 5)",
+        "ends",
+        Some(2),
+    ),
     ("DELETE FROM jobs WHERE id = 12", "ends", Some(12)),
     ("DELETE FROM jobs WHERE id = 13", "shares", Some(13)),
     ("DELETE FROM jobs WHERE id = 5", "attempts", Some(5)),
@@ -252,8 +257,8 @@ const DOCTORED: &[(&str, &str, Option<u64>)] = &[
         Some(20),
     ),
     // Codes.
-    ("UPDATE ends SET state = 99 WHERE id = 1", "codes", Some(1)),
-    ("UPDATE ends SET state = 3 WHERE id = 1", "codes", Some(1)),
+    ("UPDATE ends SET state = 99 WHERE id = 2", "codes", Some(2)),
+    ("UPDATE ends SET state = 3 WHERE id = 2", "codes", Some(2)),
     (
         "UPDATE ends SET reason = 250 WHERE id = 2",
         "codes",
@@ -302,7 +307,7 @@ const DOCTORED: &[(&str, &str, Option<u64>)] = &[
         Some(2),
     ),
     (
-        "UPDATE ends SET attempt = 7 WHERE id = 1",
+        "UPDATE done SET attempt = 7 WHERE id = 1",
         "attempts",
         Some(1),
     ),
@@ -353,7 +358,7 @@ const DOCTORED: &[(&str, &str, Option<u64>)] = &[
         "epochs",
         Some(5),
     ),
-    ("UPDATE ends SET epoch = 77 WHERE id = 1", "epochs", Some(1)),
+    ("UPDATE done SET epoch = 77 WHERE id = 1", "epochs", Some(1)),
     (
         "UPDATE attempts SET epoch = 2 WHERE job = 2",
         "epochs",
@@ -365,7 +370,12 @@ const DOCTORED: &[(&str, &str, Option<u64>)] = &[
     // What rows refer to.
     ("DELETE FROM workers WHERE id = 3", "workers", None),
     (
-        "UPDATE ends SET worker = NULL WHERE id = 1",
+        "UPDATE ends SET worker = NULL WHERE id = 2",
+        "workers",
+        Some(2),
+    ),
+    (
+        "UPDATE done SET worker = 99 WHERE id = 1",
         "workers",
         Some(1),
     ),

@@ -118,6 +118,7 @@ fn drop_range(store: &SqliteStore, from: u64, to: u64) -> Result<(), Fault> {
         sql::DROP_JOBS,
         sql::DROP_ATTEMPTS,
         sql::DROP_MARKS,
+        sql::DROP_DONE,
         sql::DROP_ENDS,
     ] {
         store.db.prepare_cached(statement)?.execute((from, to))?;

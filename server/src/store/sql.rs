@@ -4,6 +4,7 @@
 pub(super) const SCHEMAS: &[&str] = &[
     include_str!("schema/0001_init.sql"),
     include_str!("schema/0002_tokens_and_audit.sql"),
+    include_str!("schema/0003_done.sql"),
 ];
 
 // Opening.
@@ -30,6 +31,9 @@ pub(super) const REASON_NAME: &str =
 pub(super) const CLASS: &str =
     "INSERT INTO classes (id, queue, max_attempts, spec) VALUES (?1, ?2, ?3, ?4)";
 pub(super) const JOB_PLAIN: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+/// The same of several: `rarray` numbers the bodies from 1.
+pub(super) const JOBS_PLAIN: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body) \
+     SELECT ?1 + rowid, ?2, ?3, ?4, ?5, ?6, value FROM rarray(?7)";
 pub(super) const JOB: &str = "INSERT INTO jobs (id, class, priority, sync, created_ms, created_by, body, due_ms, expires_ms, deadline_ms, \
      engine, \
      retry_of, name, labels) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
@@ -43,15 +47,17 @@ pub(super) const STARTED: &str =
 pub(super) const ATTEMPT: &str = "INSERT INTO attempts (job, number, epoch, worker, started_ms, finished_ms, reason, charge, exit_code, signal, \
      user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, wall_ms, due_us, due_ms) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
-pub(super) const END_PLAIN: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+pub(super) const DONE: &str = "INSERT INTO done (id, attempt, epoch, worker, started_ms, finished_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+/// The same of all from one id to another: a statement's own cost is most of a row's.
+pub(super) const DONE_FROM_TO: &str = "INSERT INTO done (id, attempt, epoch, worker, started_ms, finished_ms) \
+     SELECT value, ?2, ?3, ?4, ?5, ?6 FROM generate_series(?1, ?7)";
 pub(super) const END: &str = "INSERT INTO ends (id, attempt, epoch, worker, started_ms, finished_ms, reason, state, exit_code, signal, \
      user_ms, system_ms, peak_rss_bytes, stdout_bytes, stderr_bytes, message, result, stderr_tail, wall_ms) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
 pub(super) const MARK: &str =
     "INSERT OR IGNORE INTO marks (job, at_ms, reason, note) VALUES (?1, ?2, ?3, ?4)";
-pub(super) const PURGE: &str =
-    "UPDATE jobs SET body = NULL WHERE id = ?1 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = ?1)";
+pub(super) const PURGE: &str = "UPDATE jobs SET body = NULL WHERE id = ?1 AND (EXISTS (SELECT 1 FROM done WHERE done.id = ?1) \
+     OR EXISTS (SELECT 1 FROM ends WHERE ends.id = ?1))";
 pub(super) const META_COMMIT: &str = "UPDATE meta SET epoch = ?1, batch = ?2, engine_us = ?3, boot = ?4, boottime_us = ?5, wall_ms = ?6, \
      ids_through = ?7 WHERE one = 1";
 pub(super) const METRICS: &str = "INSERT OR REPLACE INTO metrics (at_ms, epoch, submitted, succeeded, failed, cancelled, expired, skipped, \
@@ -81,7 +87,8 @@ pub(super) const CARRIED_DROP: &str = "DELETE FROM carried WHERE job = ?1";
 
 // Recovery.
 pub(super) const WORKERS: &str = "SELECT id, name, instance FROM workers ORDER BY id";
-pub(super) const ENDS_ABOVE: &str = "SELECT id FROM ends WHERE id > ?1 ORDER BY id";
+pub(super) const ENDS_ABOVE: &str =
+    "SELECT id FROM done WHERE id > ?1 UNION ALL SELECT id FROM ends WHERE id > ?1 ORDER BY id";
 pub(super) const ASSIGNED_AFTER: &str =
     "SELECT seq, epoch, worker, at_us, attempts FROM assigned WHERE seq > ?1 ORDER BY seq";
 pub(super) const STARTED_AFTER: &str =
@@ -104,12 +111,13 @@ pub(super) const LOG_MOVE: &str = "PRAGMA wal_checkpoint(PASSIVE)";
 // Moving the mark.
 pub(super) const JOB_LAST: &str = "SELECT coalesce(max(id), 0) FROM jobs";
 pub(super) const JOBS_IN: &str = "SELECT count(*) FROM jobs WHERE id > ?1 AND id <= ?2";
-pub(super) const ENDS_IN: &str = "SELECT count(*) FROM ends WHERE id > ?1 AND id <= ?2";
-pub(super) const LIVE_IN: &str = "SELECT id FROM jobs WHERE id > ?1 AND id <= ?2 AND NOT EXISTS (SELECT 1 FROM ends WHERE ends.id = jobs.id) \
-     ORDER BY id LIMIT ?3";
+pub(super) const ENDS_IN: &str = "SELECT (SELECT count(*) FROM done WHERE id > ?1 AND id <= ?2) + (SELECT count(*) FROM ends WHERE id > ?1 AND id <= ?2)";
+pub(super) const LIVE_IN: &str = "SELECT id FROM jobs WHERE id > ?1 AND id <= ?2 AND NOT EXISTS (SELECT 1 FROM done WHERE done.id = jobs.id) \
+     AND NOT EXISTS (SELECT 1 FROM ends WHERE ends.id = jobs.id) ORDER BY id LIMIT ?3";
 pub(super) const ATTEMPTS_OF: &str = "SELECT job, number, charge, started_ms IS NOT NULL, due_us, due_ms FROM attempts WHERE job = ?1 ORDER BY number";
 pub(super) const MARK_OF: &str = "SELECT job, reason FROM marks WHERE job = ?1";
-pub(super) const HAS_END: &str = "SELECT 1 FROM ends WHERE id = ?1";
+pub(super) const HAS_END: &str =
+    "SELECT 1 FROM done WHERE id = ?1 UNION ALL SELECT 1 FROM ends WHERE id = ?1";
 pub(super) const HAS_ATTEMPT: &str = "SELECT 1 FROM attempts WHERE job = ?1 AND number = ?2";
 pub(super) const META_MARK: &str = "UPDATE meta SET mark_id = ?1, mark_seq = ?2 WHERE one = 1";
 /// The shares of both tables in the order they were written: 0 = assigned, 1 = started.
@@ -117,11 +125,15 @@ pub(super) const SHARES_AFTER: &str = "SELECT seq, epoch, worker, at_us, attempt
      UNION ALL SELECT seq, epoch, worker, at_us, attempts, 1 FROM started WHERE seq > ?1 ORDER BY seq LIMIT ?2";
 
 // Retention.
-pub(super) const OLD_ENDS: &str =
-    "SELECT id, finished_ms FROM ends WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3";
-pub(super) const DROP_JOBS: &str = "DELETE FROM jobs WHERE id > ?1 AND id <= ?2 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = jobs.id)";
-pub(super) const DROP_ATTEMPTS: &str = "DELETE FROM attempts WHERE job > ?1 AND job <= ?2 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = job)";
-pub(super) const DROP_MARKS: &str = "DELETE FROM marks WHERE job > ?1 AND job <= ?2 AND EXISTS (SELECT 1 FROM ends WHERE ends.id = job)";
+pub(super) const OLD_ENDS: &str = "SELECT id, finished_ms FROM done WHERE id > ?1 AND id <= ?2 UNION ALL SELECT id, finished_ms FROM ends WHERE id > ?1 AND id <= ?2 \
+     ORDER BY id LIMIT ?3";
+pub(super) const DROP_JOBS: &str = "DELETE FROM jobs WHERE id > ?1 AND id <= ?2 AND (EXISTS (SELECT 1 FROM done WHERE done.id = jobs.id) \
+     OR EXISTS (SELECT 1 FROM ends WHERE ends.id = jobs.id))";
+pub(super) const DROP_ATTEMPTS: &str = "DELETE FROM attempts WHERE job > ?1 AND job <= ?2 AND (EXISTS (SELECT 1 FROM done WHERE done.id = job) \
+     OR EXISTS (SELECT 1 FROM ends WHERE ends.id = job))";
+pub(super) const DROP_MARKS: &str = "DELETE FROM marks WHERE job > ?1 AND job <= ?2 AND (EXISTS (SELECT 1 FROM done WHERE done.id = job) \
+     OR EXISTS (SELECT 1 FROM ends WHERE ends.id = job))";
+pub(super) const DROP_DONE: &str = "DELETE FROM done WHERE id > ?1 AND id <= ?2";
 pub(super) const DROP_ENDS: &str = "DELETE FROM ends WHERE id > ?1 AND id <= ?2";
 pub(super) const META_PURGED: &str = "UPDATE meta SET purged_id = max(purged_id, ?1) WHERE one = 1";
 pub(super) const DROP_ASSIGNED: &str = "DELETE FROM assigned WHERE seq IN (SELECT seq FROM assigned WHERE seq <= ?1 AND at_us < ?2 ORDER BY seq LIMIT ?3)";
@@ -136,20 +148,26 @@ pub(super) const PURGED_AND_PROMISED: &str =
     "SELECT purged_id, ids_through FROM meta WHERE one = 1";
 /// A job and its end: the columns of `read::record`. The body is asked for apart.
 pub(super) const RECORD: &str = "SELECT j.id, j.class, j.priority, j.sync, j.created_ms, j.created_by, j.due_ms, j.expires_ms, j.deadline_ms, \
-     j.retry_of, j.name, j.labels, e.state, e.attempt, e.epoch, e.reason, w.name, e.started_ms, e.finished_ms, \
+     j.retry_of, j.name, j.labels, CASE WHEN d.id IS NULL THEN e.state ELSE 10 END, coalesce(d.attempt, e.attempt), \
+     coalesce(d.epoch, e.epoch), CASE WHEN d.id IS NULL THEN e.reason ELSE 0 END, w.name, \
+     coalesce(d.started_ms, e.started_ms), coalesce(d.finished_ms, e.finished_ms), \
      e.exit_code, e.signal, e.user_ms, e.system_ms, e.peak_rss_bytes, e.stdout_bytes, e.stderr_bytes, e.message, \
-     e.result, e.stderr_tail, e.wall_ms FROM jobs j LEFT JOIN ends e ON e.id = j.id LEFT JOIN workers w ON w.id = e.worker \
+     e.result, e.stderr_tail, e.wall_ms FROM jobs j LEFT JOIN done d ON d.id = j.id LEFT JOIN ends e ON e.id = j.id \
+     LEFT JOIN workers w ON w.id = coalesce(d.worker, e.worker) \
      WHERE j.id = ?1";
 pub(super) const ATTEMPTS: &str = "SELECT a.number, a.epoch, a.reason, w.name, a.started_ms, a.finished_ms, a.exit_code, a.signal, a.user_ms, \
      a.system_ms, a.peak_rss_bytes, a.stdout_bytes, a.stderr_bytes, a.message, a.result, a.stderr_tail, a.wall_ms \
      FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job = ?1 ORDER BY a.number";
 pub(super) const BODY: &str = "SELECT body FROM jobs WHERE id = ?1";
-pub(super) const END_OF: &str = "SELECT state, reason FROM ends WHERE id = ?1";
+pub(super) const END_OF: &str =
+    "SELECT 10, 0 FROM done WHERE id = ?1 UNION ALL SELECT state, reason FROM ends WHERE id = ?1";
 pub(super) const CLASS_ONE: &str = "SELECT spec FROM classes WHERE id = ?1";
 /// Candidates for a page, by id: what a filter needs, and nothing else of the row.
-pub(super) const CANDIDATES_UP: &str = "SELECT j.id, j.class, j.created_ms, j.name, (SELECT e.state FROM ends e WHERE e.id = j.id) FROM jobs j \
+pub(super) const CANDIDATES_UP: &str = "SELECT j.id, j.class, j.created_ms, j.name, \
+     coalesce((SELECT 10 FROM done d WHERE d.id = j.id), (SELECT e.state FROM ends e WHERE e.id = j.id)) FROM jobs j \
      WHERE j.id > ?1 ORDER BY j.id LIMIT ?2";
-pub(super) const CANDIDATES_DOWN: &str = "SELECT j.id, j.class, j.created_ms, j.name, (SELECT e.state FROM ends e WHERE e.id = j.id) FROM jobs j \
+pub(super) const CANDIDATES_DOWN: &str = "SELECT j.id, j.class, j.created_ms, j.name, \
+     coalesce((SELECT 10 FROM done d WHERE d.id = j.id), (SELECT e.state FROM ends e WHERE e.id = j.id)) FROM jobs j \
      WHERE j.id < ?1 ORDER BY j.id DESC LIMIT ?2";
 pub(super) const CANDIDATE: &str =
     "SELECT j.id, j.class, j.created_ms, j.name, NULL FROM jobs j WHERE j.id = ?1";
@@ -175,7 +193,8 @@ pub(super) const V_WORKERS: &str = "SELECT id FROM workers ORDER BY id";
 /// `typeof` looks at a row's head only, never at the body's pages.
 pub(super) const V_JOBS: &str = "SELECT id, class, priority, sync, typeof(body) = 'null', length(engine), retry_of FROM jobs \
      WHERE id >= ?1 ORDER BY id";
-pub(super) const V_ENDS: &str = "SELECT id, state, reason, attempt, epoch, worker, output_place FROM ends WHERE id >= ?1 ORDER BY id";
+pub(super) const V_ENDS: &str = "SELECT id, state, reason, attempt, epoch, worker, output_place FROM ends WHERE id >= ?1 \
+     UNION ALL SELECT id, 10, 0, attempt, epoch, worker, 0 FROM done WHERE id >= ?1 ORDER BY id";
 pub(super) const V_ATTEMPTS: &str = "SELECT job, number, epoch, worker, reason, charge, started_ms IS NOT NULL, \
      due_us IS NOT NULL AND due_ms IS NOT NULL FROM attempts WHERE job >= ?1 ORDER BY job, number, epoch";
 pub(super) const V_MARKS: &str = "SELECT job, reason FROM marks WHERE job >= ?1 ORDER BY job";

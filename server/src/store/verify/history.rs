@@ -279,6 +279,9 @@ impl Walk<'_> {
                 carried: carried.take(id)?,
                 ..One::default()
             };
+            while ends.take(id)?.is_some() {
+                self.job("ends", id, "it has an end in both of the tables of ends");
+            }
             while let Some(attempt) = attempts.take(id)? {
                 self.fold(id, &attempt, &mut one.folded);
             }
