@@ -3,7 +3,7 @@
 //! Every byte follows from its job's plan, its attempt and its place, so that a byte of another attempt, stream or place
 //! is a wrong one. Gaps are counted from what left the worker, not from what anybody says of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hostler_server::output::Page;
 use hostler_wire::frame::{Chunk, Logs, LogsMode, OutputAck, OutputEnd, Overflow, Stream};
@@ -40,6 +40,9 @@ pub(crate) struct Printed {
 #[derive(Debug, Default)]
 pub(crate) struct Prints {
     pub(crate) of: BTreeMap<Fence, Printed>,
+    /// Attempts that a backup which came back knew nothing of. What they printed may stand there, and is shown as that of
+    /// a namesake of a later start until this one prints.
+    unknown: BTreeSet<(JobId, Attempt)>,
     /// Bytes printed and compared, for the figures.
     pub(crate) bytes: u64,
 }
@@ -106,8 +109,17 @@ impl Prints {
             printed.forgotten = true;
             printed.acked = [0; 2];
             printed.restored = true;
-            is_known(fence)
+            let known = is_known(fence);
+            if !known {
+                self.unknown.insert((fence.job, fence.attempt));
+            }
+            known
         });
+    }
+
+    /// Whether what is shown of it may be a namesake's.
+    pub(crate) fn may_be_anothers(&self, fence: Fence) -> bool {
+        self.unknown.contains(&(fence.job, fence.attempt))
     }
 
     /// Their worker dies, or nobody wants them.
