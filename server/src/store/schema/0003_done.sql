@@ -1,5 +1,5 @@
--- Version 3: a narrow row for the ends that most small jobs have. A column that holds nothing costs as much to write as one
--- that holds something, and `ends` has twenty.
+-- Version 3: a narrow row for the ends that most small jobs have. A column that holds nothing costs as much to write as
+-- one that holds something, and `ends` has twenty.
 
 -- Jobs that succeeded and have no more to tell: no figures, no result, no message. A job has a row here or in `ends`,
 -- never in both.
