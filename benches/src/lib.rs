@@ -25,6 +25,7 @@ pub mod environment;
 pub mod figures;
 pub mod html;
 pub mod http;
+pub mod inserts;
 pub mod latency;
 pub mod load;
 pub mod logs;
