@@ -7,7 +7,7 @@
 //!
 //! `Jobs::turn` is the only function that changes a phase, so the counts by state cannot drift.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
 
 use hostler_wire::{JobId, JobState, Priority, Reason};
 
@@ -183,6 +183,7 @@ struct Page {
 
 #[derive(Debug)]
 struct Folder {
+    number: u64,
     live: u16,
     pages: Vec<Option<Box<Page>>>,
 }
@@ -190,7 +191,10 @@ struct Folder {
 /// Every live job by id.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
-    folders: BTreeMap<u64, Folder>,
+    /// In order. There are few: one for 262,144 consecutive ids.
+    folders: Vec<Folder>,
+    /// Where the last one was found: most likely the next one too, for what happens to a job asks for it many times.
+    last_found: Cell<usize>,
     spare: Vec<Box<Page>>,
     counts: Counts,
 }
@@ -206,14 +210,29 @@ fn place(id: JobId) -> (u64, usize, usize) {
 impl Jobs {
     pub(crate) fn get(&self, id: JobId) -> Option<&Job> {
         let (folder, page, at) = place(id);
-        let job = &self.folders.get(&folder)?.pages[page].as_ref()?.jobs[at];
+        let folder = self.find(folder).ok()?;
+        let job = &self.folders[folder].pages[page].as_ref()?.jobs[at];
         (job.phase != Phase::Absent).then_some(job)
     }
 
     pub(crate) fn get_mut(&mut self, id: JobId) -> Option<&mut Job> {
         let (folder, page, at) = place(id);
-        let job = &mut self.folders.get_mut(&folder)?.pages[page].as_mut()?.jobs[at];
+        let folder = self.find(folder).ok()?;
+        let job = &mut self.folders[folder].pages[page].as_mut()?.jobs[at];
         (job.phase != Phase::Absent).then_some(job)
+    }
+
+    /// The place of the folder with this number, or the one it would have.
+    fn find(&self, number: u64) -> Result<usize, usize> {
+        let last = self.last_found.get();
+        if self.folders.get(last).is_some_and(|it| it.number == number) {
+            return Ok(last);
+        }
+        let found = self.folders.binary_search_by_key(&number, |it| it.number);
+        if let Ok(at) = found {
+            self.last_found.set(at);
+        }
+        found
     }
 
     /// The job, which the caller knows to be live.
@@ -231,10 +250,16 @@ impl Jobs {
         let (mut id, mut left) = (first, u64::from(count));
         while left > 0 {
             let (folder, page, at) = place(id);
-            let folder = self.folders.entry(folder).or_insert_with(|| Folder {
-                live: 0,
-                pages: std::iter::repeat_with(|| None).take(FOLDER_PAGES).collect(),
+            let folder = self.find(folder).unwrap_or_else(|place| {
+                let new = Folder {
+                    number: folder,
+                    live: 0,
+                    pages: std::iter::repeat_with(|| None).take(FOLDER_PAGES).collect(),
+                };
+                self.folders.insert(place, new);
+                place
             });
+            let folder = &mut self.folders[folder];
             let page = folder.pages[page].get_or_insert_with(|| {
                 folder.live += 1;
                 self.spare.pop().unwrap_or_else(|| {
@@ -282,7 +307,8 @@ impl Jobs {
     pub(crate) fn remove(&mut self, id: JobId) {
         self.turn(id, Phase::Absent);
         let (number, at, _) = place(id);
-        let folder = self.folders.get_mut(&number).expect("it held the job");
+        let place = self.find(number).expect("it held the job");
+        let folder = &mut self.folders[place];
         let slot = &mut folder.pages[at];
         let page = slot.as_mut().expect("it held the job");
         page.live -= 1;
@@ -295,7 +321,7 @@ impl Jobs {
         }
         folder.live -= 1;
         if folder.live == 0 {
-            self.folders.remove(&number);
+            self.folders.remove(place);
         }
     }
 
@@ -306,30 +332,30 @@ impl Jobs {
     /// The first live job from this id on (or down).
     pub(crate) fn next(&self, from: JobId, descending: bool) -> Option<(JobId, &Job)> {
         let (folder, page, at) = place(from);
+        let found = self.find(folder);
         if descending {
-            self.folders
-                .range(..=folder)
-                .rev()
-                .find_map(|(&number, f)| {
-                    let here = number == folder;
-                    let pages = if here { page + 1 } else { f.pages.len() };
-                    (0..pages).rev().find_map(|p| {
-                        let end = if here && p == page { at + 1 } else { PAGE_JOBS };
-                        let jobs = &f.pages[p].as_ref()?.jobs[..end];
-                        let at = jobs.iter().rposition(|job| job.phase != Phase::Absent)?;
-                        Some((id_at(number, p, at), &jobs[at]))
-                    })
+            let through = found.map_or_else(|place| place, |at| at + 1);
+            self.folders[..through].iter().rev().find_map(|f| {
+                let here = f.number == folder;
+                let pages = if here { page + 1 } else { f.pages.len() };
+                (0..pages).rev().find_map(|p| {
+                    let end = if here && p == page { at + 1 } else { PAGE_JOBS };
+                    let jobs = &f.pages[p].as_ref()?.jobs[..end];
+                    let at = jobs.iter().rposition(|job| job.phase != Phase::Absent)?;
+                    Some((id_at(f.number, p, at), &jobs[at]))
                 })
+            })
         } else {
-            self.folders.range(folder..).find_map(|(&number, f)| {
-                let here = number == folder;
+            let from = found.unwrap_or_else(|place| place);
+            self.folders[from..].iter().find_map(|f| {
+                let here = f.number == folder;
                 (if here { page } else { 0 }..f.pages.len()).find_map(|p| {
                     let begin = if here && p == page { at } else { 0 };
                     let jobs = &f.pages[p].as_ref()?.jobs;
                     let at = jobs[begin..]
                         .iter()
                         .position(|job| job.phase != Phase::Absent)?;
-                    Some((id_at(number, p, begin + at), &jobs[begin + at]))
+                    Some((id_at(f.number, p, begin + at), &jobs[begin + at]))
                 })
             })
         }
