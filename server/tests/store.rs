@@ -2418,6 +2418,29 @@ fn a_mark_on_its_way_keeps_what_living_jobs_above_it_need() {
 }
 
 #[test]
+fn the_log_of_an_idle_store_is_given_room_that_commits_fill_and_that_a_start_after_a_kill_finds_empty()
+ {
+    let ground = Directory::new();
+    let mut t = Trial::new(&ground);
+    let length = || {
+        let log = ground.path().join("hostler.db-wal");
+        std::fs::metadata(log).unwrap().len()
+    };
+    t.submit(3);
+    t.maintain();
+    let room = length();
+    assert!(room > 8 << 20, "{room}");
+    t.submit(200);
+    assert_eq!(length(), room, "it is written in place");
+    let mut t = t.reopen(&ground);
+    assert!(matches!(t.read().job(id(203)).unwrap(), Lookup::Found(_)));
+    assert!(matches!(t.read().job(id(204)).unwrap(), Lookup::Never));
+    t.submit(1);
+    t.maintain();
+    assert_eq!(length(), room, "once is enough");
+}
+
+#[test]
 fn a_log_held_up_by_a_reader_grows_is_counted_and_begins_anew_when_the_reader_is_gone() {
     let ground = Directory::new();
     let mut store = ground.sqlite();

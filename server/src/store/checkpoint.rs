@@ -3,25 +3,35 @@
 //! SQLite would do it within a commit, and would keep quiet about a sync that fails there. Here it is a step of
 //! housekeeping, after the answers have left, and a failed one ends the server like any other failed write.
 //!
-//! Small commits write the same few pages again and again: then a checkpoint costs little, and the log is kept short. Once
-//! it begins anew it is written in place, and a sync of what is in place waits for one write and one kernel thread less
-//! than a sync of a file that grows.
+//! Small commits write the same few pages again and again: then a checkpoint costs little, and the log is kept short. Its
+//! file is made that long in the first idle moments: what is written in place, from the first commit on, is synced with one
+//! write and one kernel thread less than what makes a file grow. SQLite takes the zeros behind its last page for no page.
 //!
 //! A reader that holds an old snapshot keeps the log from being used anew, so that it grows. Our readers ask one bounded
 //! question at a time; a person's sqlite3 may hold one for hours. That is counted (`log_bytes`) and told.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use hostler_engine::Span;
 use rusqlite::{Connection, Row};
 
 use crate::clock::Stamp;
-use crate::store::seam::StoreError;
+use crate::store::seam::{StoreError, StoreErrorKind};
 use crate::store::sql;
-use crate::store::sqlite::{Fault, PAGE_BYTES, SqliteStore};
+use crate::store::sqlite::{Fault, PAGE_BYTES, SqliteStore, begin, roll_back};
 
 /// 64 MiB: fewer checkpoints brought the p99 of a commit from 4.4 to 0.9 ms while they were part of it.
 const CHECKPOINT_PAGES: u32 = 4_096;
-/// 16 MiB: where commits are small.
-const QUIET_PAGES: u32 = 1_024;
+/// 8 MiB: where commits are small.
+const QUIET_PAGES: u32 = 512;
+/// What the log has of them when it begins anew, and a little more; with each page go 24 bytes.
+const ROOM_BYTES: u64 = (QUIET_PAGES as u64 + QUIET_PAGES as u64 / 4) * (PAGE_BYTES as u64 + 24);
+/// How much longer one step makes the log's file. A commit may have to wait for it.
+const STEP_BYTES: u64 = 1 << 20;
+/// Where the disk has less than so many times that room free, it is left for those who need it.
+const ROOMS_FREE: u64 = 64;
 /// A commit is small up to so many pages: one job alone makes 2 or 3.
 const SMALL_COMMIT_PAGES: u32 = 4;
 /// Somebody is told from here on, 256 MiB, and each time it has doubled.
@@ -44,6 +54,8 @@ pub(super) struct Log {
     next_us: u64,
     /// At this size somebody is told again.
     tell_pages: u32,
+    /// Its file is as long as it gets with small commits, or is not to be made longer.
+    has_room: bool,
 }
 
 impl Default for Log {
@@ -56,6 +68,7 @@ impl Default for Log {
             stuck: false,
             next_us: 0,
             tell_pages: TELL_PAGES,
+            has_room: false,
         }
     }
 }
@@ -123,6 +136,29 @@ impl SqliteStore {
         done.map_err(|fault| fault.told_of_write(&self.path, "checkpoint"))
     }
 
+    /// Makes the log's file a step longer, if it is too short. True if there may be more to do.
+    pub(super) fn make_room(&mut self) -> Result<bool, StoreError> {
+        let Some(path) = self.shared_file().filter(|_| !self.log.has_room) else {
+            return Ok(false);
+        };
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        // Within a transaction nobody else makes it longer.
+        let step = match begin(&self.db, self.opening.epoch) {
+            Ok(()) => OpenOptions::new()
+                .write(true)
+                .open(log)
+                .map_or(Ok(false), lengthen),
+            Err(_) => Ok(false),
+        };
+        roll_back(&self.db);
+        self.log.has_room = !matches!(step, Ok(true));
+        step.map_err(|error| StoreError {
+            kind: StoreErrorKind::Io,
+            message: format!("cannot sync the log of {}: {error}", self.path.display()),
+        })
+    }
+
     fn ask_log(&mut self, statement: &str) -> Result<(), Fault> {
         (self.log.pages, self.log.moved) = ask(&self.db, statement)?;
         Ok(())
@@ -144,6 +180,30 @@ impl SqliteStore {
     }
 }
 
+/// One step. False if there is none to make. Only a sync that fails is an error: whose bytes it lost nobody knows.
+fn lengthen(log: File) -> io::Result<bool> {
+    let (Ok(about), Ok(disk)) = (log.metadata(), rustix::fs::fstatvfs(&log)) else {
+        return Ok(false);
+    };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let missing = missing(about.len(), free).min(STEP_BYTES);
+    let zeros = vec![0; usize::try_from(missing).unwrap_or_default()];
+    if zeros.is_empty() || log.write_all_at(&zeros, about.len()).is_err() {
+        return Ok(false);
+    }
+    log.sync_data().map(|()| true)
+}
+
+/// How much longer a log of that length should be, with so much free on its disk.
+fn missing(length: u64, free: u64) -> u64 {
+    let is_scarce = free / ROOMS_FREE < ROOM_BYTES;
+    if is_scarce {
+        0
+    } else {
+        ROOM_BYTES.saturating_sub(length)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,5 +221,19 @@ mod tests {
         assert!(!log(QUIET_PAGES, few).is_worth_it(0));
         assert!(!log(CHECKPOINT_PAGES - 1, few).is_worth_it(0));
         assert!(log(CHECKPOINT_PAGES, few).is_worth_it(0));
+    }
+
+    #[test]
+    fn a_log_is_given_room_once_and_only_where_there_is_plenty() {
+        let plenty = ROOMS_FREE * ROOM_BYTES;
+        assert_eq!(missing(0, plenty), ROOM_BYTES);
+        assert_eq!(missing(ROOM_BYTES - 10, plenty), 10);
+        assert_eq!(missing(ROOM_BYTES + 10, plenty), 0);
+        assert_eq!(missing(0, plenty - 1), 0);
+        let pages = ROOM_BYTES / (u64::from(PAGE_BYTES) + 24);
+        assert!(
+            pages > u64::from(QUIET_PAGES),
+            "it begins anew before it grows"
+        );
     }
 }

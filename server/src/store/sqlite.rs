@@ -355,7 +355,7 @@ impl Store for SqliteStore {
             return Err(error.clone());
         }
         self.checkpoint(stamp)?;
-        Ok(self.move_mark()? || self.retain(stamp)?)
+        Ok(self.move_mark()? || self.retain(stamp)? || self.make_room()?)
     }
 
     fn log_bytes(&self) -> u64 {
@@ -390,7 +390,7 @@ fn check(commit: &Commit<'_>) {
     );
 }
 
-fn begin(db: &Connection, epoch: Epoch) -> Result<(), Fault> {
+pub(super) fn begin(db: &Connection, epoch: Epoch) -> Result<(), Fault> {
     db.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
     let last: u32 = db
         .prepare_cached(sql::EPOCH_LAST)?
@@ -404,7 +404,7 @@ fn begin(db: &Connection, epoch: Epoch) -> Result<(), Fault> {
 
 /// Whether no transaction is open any more. SQLite rolls back by itself on some errors, and a second ROLLBACK would
 /// hide the first error behind its own.
-fn roll_back(db: &Connection) -> bool {
+pub(super) fn roll_back(db: &Connection) -> bool {
     db.is_autocommit() || (db.execute_batch("ROLLBACK").is_ok() && db.is_autocommit())
 }
 
