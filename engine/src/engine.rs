@@ -216,6 +216,12 @@ impl Engine {
         worker.is_some_and(|worker| worker.slots > 0 && worker.over() >= worker.slots)
     }
 
+    /// Whether a worker waits for a job, and no job for a worker.
+    pub fn is_idle(&self) -> bool {
+        let gives_out = self.is_ready && !self.is_stopping;
+        gives_out && self.jobs.counts().queued == 0 && self.has_free_slot()
+    }
+
     /// Every queue with live jobs, or with some lately, by name. Costs what is out on workers and no more, whatever waits.
     pub fn queues(&self) -> Vec<QueueView> {
         let mut views: BTreeMap<&str, QueueView> = BTreeMap::new();

@@ -195,6 +195,12 @@ impl Engine {
         }
     }
 
+    /// Whether some worker has a slot with nothing in it, as of the last turn.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        let mut profiles = self.ready.profiles.iter();
+        profiles.any(|(_, profile)| profile.free_slots > 0)
+    }
+
     /// The worker's seat must be looked at again.
     pub(crate) fn moved(&mut self, worker: u32) {
         let w = self.workers.get_mut(worker);

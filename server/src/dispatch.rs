@@ -40,6 +40,8 @@ pub enum Message {
         /// The number.
         through: u64,
     },
+    /// From the writer: something came into the lanes, and it waits to hear of what facts that makes.
+    Owed,
     /// From the writer: another server owns the store.
     Deposed,
     /// From the reader.

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{fmt, fs, io};
@@ -311,6 +311,7 @@ fn start_threads(
     let health = Arc::<Health>::default();
     let lanes = Arc::new(Lanes::new());
     let resident_bytes = Arc::<AtomicUsize>::default();
+    let idle = Arc::<AtomicBool>::default();
 
     // Every mailbox first: each thread is born knowing the others.
     let dispatch_wake = Wake::parking();
@@ -332,6 +333,7 @@ fn start_threads(
         asks: ask_inbox,
         lanes: Arc::clone(&lanes),
         resident_bytes: Arc::clone(&resident_bytes),
+        idle: Arc::clone(&idle),
         writer: writer.clone(),
         reader: bodies.clone(),
         net: net.clone(),
@@ -374,6 +376,7 @@ fn start_threads(
         handle: writer.clone(),
         lanes,
         resident_bytes,
+        idle,
         notify: notify(&dispatch, dispatch_wake, control),
         fatal: Box::new(|error| {
             // The next start finds out what the disk holds. Its submitters have been told; HTTP gets a moment to say so.
@@ -472,6 +475,7 @@ fn notify(
     let (dispatch, control) = (dispatch.clone(), control.clone());
     Box::new(move |notice| match notice {
         Notice::Arrived => wake.wake(),
+        Notice::Owed => dispatch.tell(Message::Owed),
         Notice::Committed { through } => dispatch.tell(Message::Committed { through }),
         Notice::Deposed => {
             dispatch.tell(Message::Deposed);

@@ -114,6 +114,7 @@ impl Bench {
             asks: ask_inbox,
             lanes: Arc::clone(&lanes),
             resident_bytes: Arc::default(),
+            idle: Arc::default(),
             writer: writer::Handle::new(writes, usize::MAX),
             reader: reader::Handle::new(queries),
             net: net::Handle::new(to_net),

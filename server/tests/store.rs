@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -1389,6 +1389,7 @@ impl Desk {
             handle: desk.handle.clone(),
             lanes: Arc::clone(&desk.lanes),
             resident_bytes: Arc::clone(&desk.resident_bytes),
+            idle: Arc::default(),
             notify: Box::new(move |said| notice.send(said).unwrap_or_default()),
             fatal: Box::new(move |error| drop(died.send(error))),
             health: Arc::clone(&desk.health),
@@ -1537,7 +1538,7 @@ fn a_full_disk_refuses_submitters_and_keeps_the_facts() {
     );
     loop {
         match desk.notices.recv().unwrap() {
-            Notice::Arrived => {}
+            Notice::Arrived | Notice::Owed => {}
             Notice::Committed { through } => break assert_eq!(through, 1),
             Notice::Deposed => panic!("nobody else is there"),
         }
@@ -1565,8 +1566,8 @@ fn a_store_that_refused_is_tried_again_though_nothing_waits_to_be_committed() {
     assert_eq!(desk.counters.refused.value(), 1);
 }
 
-/// A writer in given time, and the way to hand it something.
-fn in_given_time(disk: &Disk, readings: &'static Readings) -> (Writer, writer::Handle) {
+/// A writer in given time, and the way to hand it something; with `idle`, a worker waits for a job.
+fn in_given_time(disk: &Disk, readings: &'static Readings, idle: bool) -> (Writer, writer::Handle) {
     let (sender, inbox) = mailbox(&Wake::parking());
     let handle = writer::Handle::new(sender, 1 << 20);
     let store = MemoryStore::open(disk);
@@ -1577,6 +1578,7 @@ fn in_given_time(disk: &Disk, readings: &'static Readings) -> (Writer, writer::H
         handle: handle.clone(),
         lanes: JobLanes::default(),
         resident_bytes: Arc::default(),
+        idle: Arc::new(AtomicBool::new(idle)),
         notify: Box::new(|_| ()),
         fatal: Box::new(|_| ()),
         health: Arc::default(),
@@ -1601,13 +1603,160 @@ fn work_off(writer: &mut Writer) -> Rest {
     }
 }
 
+/// A writer that owes the answer to its second submission, of one job: it waits to hear what dispatch makes of it.
+fn owing(
+    disk: &Disk,
+    readings: &'static Readings,
+    submission: Submission,
+) -> (Writer, writer::Handle, Answer) {
+    readings.set(1, 1_000_000, WallTime::from_millis(1_000));
+    let (mut writer, handle) = in_given_time(disk, readings, true);
+    // The first commit also promises ids, and is synced for that.
+    let mut first = handle.submit(self::submission(20)).unwrap();
+    work_off(&mut writer);
+    first.try_recv().unwrap().unwrap();
+    let mut answer = handle.submit(submission).unwrap();
+    let rest = work_off(&mut writer);
+    assert_eq!(rest, Rest::Sleep(Duration::from_millis(1)));
+    assert!(answer.try_recv().is_err(), "it is not synced");
+    (writer, handle, answer)
+}
+
+fn is_there(disk: &Disk, job: u64) -> bool {
+    let mut store = MemoryStore::open(disk);
+    let mut found = false;
+    let mut look = |part| {
+        if let Restore::Run(run) = part {
+            found |= (run.first.raw()..run.first.raw() + u64::from(run.count)).contains(&job);
+        }
+    };
+    store.load(&mut look).unwrap();
+    found
+}
+
+#[test]
+fn a_job_that_a_worker_waits_for_is_accepted_and_assigned_by_one_sync() {
+    static READINGS: Readings = Readings::new();
+    let disk = Disk::new(7);
+    let (mut writer, handle, mut answer) = owing(&disk, &READINGS, submission(1));
+    let worker = WorkerId::new(1);
+    let (name, instance, at) = ("w".into(), 1, Time::ZERO);
+    let facts = vec![
+        Fact::Worker(WorkerFact {
+            id: worker,
+            name,
+            instance,
+            at,
+        }),
+        Fact::Assigned(Assigned {
+            worker,
+            at,
+            attempts: vec![(id(21), Attempt::FIRST)],
+        }),
+    ];
+    handle.facts(facts, 2);
+    work_off(&mut writer);
+    assert_eq!(answer.try_recv().unwrap().unwrap().first, id(21));
+    disk.lose_power();
+    drop(writer);
+    let mut store = MemoryStore::open(&disk);
+    let mut assigned = false;
+    let mut look = |part| assigned |= matches!(part, Restore::Job(job) if job.id == id(21));
+    store.load(&mut look).unwrap();
+    assert!(assigned);
+}
+
+#[test]
+fn a_job_whose_answer_is_owed_may_go_with_the_power() {
+    static READINGS: Readings = Readings::new();
+    let disk = Disk::new(7);
+    let (writer, _handle, mut answer) = owing(&disk, &READINGS, submission(1));
+    disk.lose_power();
+    drop(writer);
+    assert!(answer.try_recv().is_err());
+    assert!(is_there(&disk, 20) && !is_there(&disk, 21));
+}
+
+#[test]
+fn an_owed_answer_does_not_wait_for_a_dispatch_that_says_nothing() {
+    static READINGS: Readings = Readings::new();
+    let disk = Disk::new(7);
+    let (mut writer, _handle, mut answer) = owing(&disk, &READINGS, submission(1));
+    READINGS.set(1, 1_001_000, WallTime::from_millis(1_001));
+    work_off(&mut writer);
+    assert_eq!(answer.try_recv().unwrap().unwrap().first, id(21));
+    disk.lose_power();
+    drop(writer);
+    assert!(is_there(&disk, 21));
+}
+
+#[test]
+fn a_repeat_of_what_is_owed_an_answer_waits_for_the_same_sync() {
+    static READINGS: Readings = Readings::new();
+    let disk = Disk::new(7);
+    let keyed = || Submission {
+        key: Some(("key".into(), [7; 32])),
+        ..submission(1)
+    };
+    let (mut writer, handle, mut answer) = owing(&disk, &READINGS, keyed());
+    let mut repeat = handle.submit(keyed()).unwrap();
+    work_off(&mut writer);
+    assert!(repeat.try_recv().is_err(), "nothing was synced since");
+    handle.facts(Vec::new(), 0);
+    work_off(&mut writer);
+    assert!(!answer.try_recv().unwrap().unwrap().replayed);
+    let repeated = repeat.try_recv().unwrap().unwrap();
+    assert!(repeated.replayed && repeated.first == id(21));
+}
+
+#[test]
+fn whoever_is_owed_an_answer_is_told_when_nobody_knows_it_any_more() {
+    static READINGS: Readings = Readings::new();
+    for fault in [Fault::UnknownKept, Fault::UnknownLost] {
+        let disk = Disk::new(7);
+        let (mut writer, handle, mut answer) = owing(&disk, &READINGS, submission(1));
+        disk.fault(fault);
+        handle.facts(Vec::new(), 0);
+        work_off(&mut writer);
+        let told = answer.try_recv().unwrap();
+        assert!(matches!(told, Err(SubmitError::Unknown(_))), "{told:?}");
+    }
+}
+
+#[test]
+fn an_owed_answer_is_given_before_the_writer_ends() {
+    static READINGS: Readings = Readings::new();
+    let disk = Disk::new(7);
+    let (mut writer, handle, mut answer) = owing(&disk, &READINGS, submission(1));
+    handle.stop();
+    assert_eq!(work_off(&mut writer), Rest::Close);
+    writer.close();
+    assert_eq!(answer.try_recv().unwrap().unwrap().first, id(21));
+}
+
+#[test]
+fn while_the_store_refuses_what_is_owed_waits_and_the_writer_sleeps() {
+    static READINGS: Readings = Readings::new();
+    let disk = Disk::new(7);
+    let (mut writer, handle, mut answer) = owing(&disk, &READINGS, submission(1));
+    disk.fault(Fault::Refuse(StoreErrorKind::Full));
+    handle.facts(Vec::new(), 0);
+    let rest = work_off(&mut writer);
+    assert_eq!(rest, Rest::Sleep(Duration::from_millis(100)));
+    assert!(answer.try_recv().is_err());
+    disk.release();
+    READINGS.set(1, 1_100_000, WallTime::from_millis(1_100));
+    work_off(&mut writer);
+    assert!(answer.try_recv().unwrap().is_ok());
+}
+
 #[test]
 fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
     static READINGS: Readings = Readings::new();
     let at = |s: u64| READINGS.set(1, s * 1_000_000, WallTime::from_millis(1_000));
     at(1);
     let disk = Disk::new(7);
-    let (mut writer, handle) = in_given_time(&disk, &READINGS);
+    let (mut writer, handle) = in_given_time(&disk, &READINGS, false);
     let _answer = handle.submit(submission(1)).unwrap();
     work_off(&mut writer);
     at(20);
@@ -1623,7 +1772,7 @@ fn while_the_store_refuses_the_writer_sleeps_though_counters_are_due() {
 fn a_wall_clock_two_days_ahead_makes_no_key_forgotten() {
     static READINGS: Readings = Readings::new();
     READINGS.set(1, 0, WallTime::from_millis(1_000));
-    let (mut writer, handle) = in_given_time(&Disk::new(7), &READINGS);
+    let (mut writer, handle) = in_given_time(&Disk::new(7), &READINGS, false);
     let mut accept = |key| {
         let mut answer = handle.submit(keyed(1, key, 1)).unwrap();
         work_off(&mut writer);

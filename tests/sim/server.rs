@@ -146,12 +146,14 @@ impl Server {
         let submit = writer::Handle::new(writes.clone(), config.limits.intake_bytes_max);
         let lanes = Arc::new(Lanes::new());
         let resident_bytes = Arc::<AtomicUsize>::default();
+        let idle = Arc::<AtomicBool>::default();
         let parts = dispatch::Parts {
             wake,
             messages: message_inbox,
             asks: ask_inbox,
             lanes: Arc::clone(&lanes),
             resident_bytes: Arc::clone(&resident_bytes),
+            idle: Arc::clone(&idle),
             writer: writer::Handle::new(fact_sender, usize::MAX),
             reader: reader::Handle::new(query_sender),
             net,
@@ -178,6 +180,7 @@ impl Server {
             let (tell, doomed) = (tell.clone(), Arc::clone(&doomed));
             move |notice| match notice {
                 Notice::Arrived => {}
+                Notice::Owed => tell.tell(Message::Owed),
                 Notice::Committed { through } => tell.tell(Message::Committed { through }),
                 Notice::Deposed => {
                     tell.tell(Message::Deposed);
@@ -195,6 +198,7 @@ impl Server {
             handle: submit.clone(),
             lanes,
             resident_bytes,
+            idle,
             notify: Box::new(notify),
             fatal: Box::new(fatal),
             health: Arc::default(),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub struct Parts {
     pub lanes: JobLanes,
     /// Bytes of bodies in memory, shared with the writer.
     pub resident_bytes: Arc<AtomicUsize>,
+    /// Tells the writer that a worker waits for a job, and no job for a worker.
+    pub idle: Arc<AtomicBool>,
     /// Where facts go.
     pub writer: writer::Handle,
     /// Where bodies are read.
@@ -92,6 +94,8 @@ pub struct Dispatch {
     facts_committed: u64,
     /// Since when nothing but starts waits to go to the writer.
     starts_since: Option<Time>,
+    /// The writer waits to hear of facts, or that there are none.
+    owed: bool,
     bodies: Bodies,
     probes: Probes,
     starts: Starts,
@@ -127,6 +131,7 @@ impl Dispatch {
             facts_sent: 0,
             facts_committed: 0,
             starts_since: None,
+            owed: false,
             bodies: Bodies::new(Arc::clone(&parts.resident_bytes)),
             probes: Probes::new(parts.probe_timeout),
             starts: Starts::new(&parts.epochs),
@@ -185,6 +190,9 @@ impl Dispatch {
         }
         self.probes.expire(now);
         self.engine.dispatch(now, &mut self.effects);
+        self.parts
+            .idle
+            .store(self.engine.is_idle(), Ordering::Relaxed);
         self.route(now);
         self.settle();
     }
@@ -281,6 +289,10 @@ impl Dispatch {
             Message::Committed { through } => {
                 self.facts_committed = through;
                 Event::Committed { through }
+            }
+            Message::Owed => {
+                self.owed = true;
+                return;
             }
             Message::Deposed => Event::Deposed,
             Message::Fetched { bodies } => {
@@ -545,11 +557,13 @@ impl Dispatch {
     /// next, and a process job costs one commit less.
     fn route_facts(&mut self, now: Time) {
         let only_starts = |facts: &[Fact]| facts.iter().all(|f| matches!(f, Fact::Started(_)));
-        if self.out.facts.is_empty() {
+        let owed = std::mem::take(&mut self.owed);
+        if self.out.facts.is_empty() && !owed {
             return;
         }
         let since = *self.starts_since.get_or_insert(now);
-        if only_starts(&self.out.facts) && since + STARTS_WAIT > now && !self.is_ending() {
+        let can_wait = only_starts(&self.out.facts) && since + STARTS_WAIT > now;
+        if can_wait && !owed && !self.is_ending() {
             return;
         }
         self.starts_since = None;

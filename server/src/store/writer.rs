@@ -8,6 +8,10 @@
 //! dispatched only after its commit (P2), an answer means on disk (P1), and whoever got one finds the job in the
 //! engine.
 //!
+//! Where a submission comes alone and a worker waits for it, its commit is not synced: dispatch hears of it, and the
+//! commit of what dispatch makes of it syncs both. Until then the answer is owed. So a job that is started at once
+//! costs one sync, not two.
+//!
 //! A refused commit (disk full) refuses its submitters; facts stay queued in order and are tried again. After an
 //! unknown one nobody knows what the disk holds: submitters are told so, and the process ends. A deposed writer
 //! refuses everything.
@@ -19,7 +23,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -54,6 +58,10 @@ const CLASSES_MAX: usize = 1 << 20;
 /// After a refused commit: how long until the next try without new work, at first and at most.
 const RETRY_FIRST: Span = Span::from_millis(100);
 const RETRY_LAST: Span = Span::from_secs(2);
+/// Jobs of a submission whose answer may be owed.
+const OWED_JOBS_MAX: usize = 16;
+/// How long dispatch has to say what it makes of them.
+const OWED_WAIT: Span = Span::from_millis(1);
 /// Between two rows of counters.
 const TOTALS_EVERY: Span = Span::from_secs(10);
 /// Commits between two steps of housekeeping while there is no idle moment.
@@ -73,6 +81,8 @@ pub struct Parts {
     pub lanes: JobLanes,
     /// Bytes of bodies in memory; dispatch subtracts what it lets go.
     pub resident_bytes: Arc<AtomicUsize>,
+    /// Dispatch says: a worker waits for a job, and no job for a worker.
+    pub idle: Arc<AtomicBool>,
     /// Tells dispatch; called once a commit, after the lanes have its jobs.
     pub notify: Box<dyn Fn(Notice) + Send>,
     /// Ends the process once nobody knows what the disk holds. Called after the submitters were told.
@@ -102,6 +112,8 @@ impl fmt::Debug for Parts {
 pub enum Notice {
     /// Something came into the lanes.
     Arrived,
+    /// The same, and the writer waits to hear what becomes of it: facts, or that there are none.
+    Owed,
     /// Facts up to this number are durable; something may have come into the lanes too.
     Committed {
         /// The number.
@@ -418,6 +430,14 @@ struct Pending {
     repeats: Vec<(Reply, usize)>,
 }
 
+/// The answer to a submission whose commit is not synced yet.
+#[derive(Debug)]
+struct Owed {
+    reply: Reply,
+    bytes: usize,
+    accepted: Accepted,
+}
+
 /// What one turn commits.
 #[derive(Debug, Default)]
 struct Turn {
@@ -453,6 +473,8 @@ struct Open {
     tokens: Vec<TokenChange>,
     audit: Vec<AuditEntry>,
     sync: bool,
+    /// It is to be synced, but by the next one.
+    owes: bool,
 }
 
 /// What the thread does between two turns.
@@ -475,6 +497,7 @@ pub struct Writer {
     handle: Handle,
     lanes: JobLanes,
     resident_bytes: Arc<AtomicUsize>,
+    idle: Arc<AtomicBool>,
     notify: Box<dyn Fn(Notice) + Send>,
     fatal: Option<Box<dyn FnOnce(StoreError) + Send>>,
     health: Arc<Health>,
@@ -497,6 +520,10 @@ pub struct Writer {
     depths: Depths,
 
     waiting: VecDeque<Waiting>,
+    owed: Vec<Owed>,
+    /// Dispatch has said what it makes of what is owed an answer; or it is waited for no longer than this.
+    told: bool,
+    owed_until: Time,
     facts: Vec<Fact>,
     facts_through: u64,
     purges: Vec<(JobId, Told)>,
@@ -548,6 +575,7 @@ impl Writer {
             handle: parts.handle,
             lanes: parts.lanes,
             resident_bytes: parts.resident_bytes,
+            idle: parts.idle,
             notify: parts.notify,
             fatal: Some(parts.fatal),
             health: parts.health,
@@ -560,6 +588,9 @@ impl Writer {
             flow: Flow::Serving,
             stopping: false,
             waiting: VecDeque::new(),
+            owed: Vec::new(),
+            told: false,
+            owed_until: Time::ZERO,
             facts: Vec::new(),
             facts_through: 0,
             purges: Vec::new(),
@@ -605,6 +636,17 @@ impl Writer {
         if self.stopping {
             return Rest::Close;
         }
+        if !self.owed.is_empty() {
+            // Not even housekeeping comes before a sync that somebody waits for.
+            let now = self.clock.now();
+            let held_back = self.retry_at.is_some_and(|at| now < at);
+            let waits = self.inbox.is_empty() && (held_back || !self.is_due(now));
+            return if waits {
+                Rest::Sleep(self.patience())
+            } else {
+                Rest::GoOn
+            };
+        }
         if self.untidy >= BUSY_COMMITS || self.inbox.is_empty() {
             let more = self.tidy();
             if self.flow != Flow::Dead && !more && self.inbox.is_empty() {
@@ -627,6 +669,7 @@ impl Writer {
                     self.facts.extend(facts);
                 }
                 self.facts_through = through;
+                self.told = true;
             }
             Write::Purge { job, reply } => self.purges.push((job, reply)),
             Write::Token {
@@ -647,7 +690,9 @@ impl Writer {
         self.admit_waiting(&stamp, &mut turn);
         let totals = self.totals_due(stamp.engine);
         // A store that refused is tried again even with nothing to commit: whoever looks at our health waits for it.
+        let owes = !self.owed.is_empty();
         let wanted = self.ids_wanted > 0
+            || owes && self.is_due(stamp.engine)
             || self.retry_at.is_some()
             || !self.facts.is_empty()
             || !self.purges.is_empty()
@@ -664,8 +709,10 @@ impl Writer {
         let purges: Vec<JobId> = self.purges.iter().map(|(job, _)| *job).collect();
         let unsynced = mutation::is("commit not synced");
         let changes = !purges.is_empty() || !self.tokens.is_empty();
-        let sync = turn.sync || facts_sync || changes || self.ids_wanted > 0;
+        let others = owes || facts_sync || changes || self.ids_wanted > 0;
+        let sync = turn.sync || others;
         Some(Open {
+            owes: turn.sync && !others && self.may_owe(&turn),
             stamp,
             totals,
             ids_through,
@@ -675,6 +722,25 @@ impl Writer {
             turn,
             sync: sync && !unsynced,
         })
+    }
+
+    /// Whether the answers that are owed wait for nothing but a sync.
+    fn is_due(&self, now: Time) -> bool {
+        self.told || now >= self.owed_until
+    }
+
+    /// Whether dispatch will most likely have facts about what this turn commits, and nobody else waits for the disk.
+    fn may_owe(&self, turn: &Turn) -> bool {
+        let starts_now = |batch: &Batch| batch.jobs.iter().all(|job| job.due.is_none());
+        self.idle.load(Ordering::Relaxed)
+            && turn.pending.len() == 1
+            && turn.jobs <= OWED_JOBS_MAX
+            && turn.batches.iter().all(starts_now)
+            && self.facts.is_empty()
+            && self.waiting.is_empty()
+            && self.inbox.is_empty()
+            && self.retry_at.is_none()
+            && !self.stopping
     }
 
     fn token_changes(&self) -> Vec<TokenChange> {
@@ -701,10 +767,12 @@ impl Writer {
             tokens,
             audit,
             sync,
+            owes,
         }) = self.open.take()
         else {
             return;
         };
+        let sync = sync && !owes;
         let under_way = Arc::clone(&self.counters.under_way);
         let under_way = under_way.begin();
         let done = self.store.commit(&Commit {
@@ -729,7 +797,7 @@ impl Writer {
                 if sync {
                     self.ids.promised(ids_through);
                 }
-                self.committed(&stamp, turn, totals);
+                self.committed(&stamp, turn, totals, owes);
             }
             Err(CommitError::Refused(error)) => self.refused(&stamp, turn, &error),
             Err(CommitError::Unknown(error)) => self.unknown(turn, &error),
@@ -754,8 +822,15 @@ impl Writer {
                 .pop_front()
                 .expect("its front was just looked at");
             let bytes = submission.bytes;
-            if let Err((reply, answer)) = self.admit(stamp, turn, submission, reply) {
-                self.answer(reply, bytes, answer);
+            match self.admit(stamp, turn, submission, reply) {
+                // What it repeats may be what is not synced yet.
+                Err((reply, Ok(accepted))) if !self.owed.is_empty() => self.owed.push(Owed {
+                    reply,
+                    bytes,
+                    accepted,
+                }),
+                Err((reply, answer)) => self.answer(reply, bytes, answer),
+                Ok(()) => {}
             }
         }
     }
@@ -912,7 +987,7 @@ impl Writer {
     }
 
     /// It is on disk: the lanes, dispatch, the submitters, in this order.
-    fn committed(&mut self, stamp: &Stamp, turn: Turn, totals: Option<Totals>) {
+    fn committed(&mut self, stamp: &Stamp, turn: Turn, totals: Option<Totals>, owes: bool) {
         self.ids_wanted = 0;
         self.new_classes.clear();
         self.untidy += 1;
@@ -934,7 +1009,7 @@ impl Writer {
                 through: self.facts_through,
             });
         } else if arrived {
-            (self.notify)(Notice::Arrived);
+            (self.notify)(if owes { Notice::Owed } else { Notice::Arrived });
         }
         for (_, reply) in self.purges.drain(..) {
             tell(reply, Ok(()));
@@ -944,23 +1019,45 @@ impl Writer {
         }
         self.uses.clear();
         self.notes.written(stamp.engine);
-        let mut to_wake: Vec<Arc<Sender<Answer>>> = Vec::new();
+        let mut answers = mem::take(&mut self.owed);
         for pending in turn.pending {
-            let accepted = |replayed| Accepted {
-                first: pending.first,
-                count: pending.count,
-                replayed,
-            };
             let first = (pending.reply, pending.bytes, false);
             let repeats = pending.repeats.into_iter();
             let repeats = repeats.map(|(reply, bytes)| (reply, bytes, true));
-            for (reply, bytes, replayed) in std::iter::once(first).chain(repeats) {
-                self.handle.answered(bytes);
-                if let Some(through) = reply.push(Ok(accepted(replayed)))
-                    && !to_wake.iter().any(|known| Arc::ptr_eq(known, &through))
-                {
-                    to_wake.push(through);
-                }
+            let all = std::iter::once(first).chain(repeats);
+            answers.extend(all.map(|(reply, bytes, replayed)| Owed {
+                reply,
+                bytes,
+                accepted: Accepted {
+                    first: pending.first,
+                    count: pending.count,
+                    replayed,
+                },
+            }));
+        }
+        if owes && !mutation::is("answered before its sync") {
+            self.owed = answers;
+            self.told = false;
+            self.owed_until = stamp.engine + OWED_WAIT;
+            return;
+        }
+        self.pay(answers);
+    }
+
+    /// Gives answers, and wakes each thread once.
+    fn pay(&self, answers: Vec<Owed>) {
+        let mut to_wake: Vec<Arc<Sender<Answer>>> = Vec::new();
+        for Owed {
+            reply,
+            bytes,
+            accepted,
+        } in answers
+        {
+            self.handle.answered(bytes);
+            if let Some(through) = reply.push(Ok(accepted))
+                && !to_wake.iter().any(|known| Arc::ptr_eq(known, &through))
+            {
+                to_wake.push(through);
             }
         }
         to_wake.iter().for_each(|through| through.wake());
@@ -1098,6 +1195,7 @@ impl Writer {
         self.flow = Flow::Deposed;
         (self.notify)(Notice::Deposed);
         self.fail(turn, || SubmitError::Refused(error.clone()));
+        self.disown(&error);
         self.refuse_all();
     }
 
@@ -1129,8 +1227,16 @@ impl Writer {
         }
     }
 
+    /// What was committed and is owed its sync: nobody knows whether it will be there.
+    fn disown(&mut self, error: &StoreError) {
+        for Owed { reply, bytes, .. } in mem::take(&mut self.owed) {
+            self.answer(reply, bytes, Err(SubmitError::Unknown(error.clone())));
+        }
+    }
+
     fn die(&mut self, error: StoreError) {
         self.flow = Flow::Dead;
+        self.disown(&error);
         // These were in no commit at all, and may hear that.
         for Waiting { submission, reply } in mem::take(&mut self.waiting) {
             let refusal = Err(SubmitError::Refused(error.clone()));
@@ -1184,7 +1290,8 @@ impl Writer {
         // While the store refuses, counters that are due wait for the next try like all else.
         let retry = self.retry_at.map(|at| at.since(now));
         let notes = self.notes.due().map(|due| due.since(now));
-        let soonest = retry.or(totals.into_iter().chain(notes).min());
+        let owed = (!self.owed.is_empty()).then(|| self.owed_until.since(now));
+        let soonest = retry.or(totals.into_iter().chain(notes).chain(owed).min());
         soonest.map_or(IDLE_LOOK, |span| {
             Duration::from_micros(span.micros()).min(IDLE_LOOK)
         })
@@ -1241,8 +1348,18 @@ impl Writer {
         } else {
             Ok(())
         };
-        if let Err(error) = tidy {
-            tracing::warn!(%error, "the last commit failed; the next start recovers");
+        match tidy {
+            Ok(()) => {
+                let owed = mem::take(&mut self.owed);
+                self.pay(owed);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the last commit failed; the next start recovers");
+                self.disown(&match error {
+                    CommitError::Deposed => taken_over(),
+                    CommitError::Unknown(error) | CommitError::Refused(error) => error,
+                });
+            }
         }
         if let Err(error) = self.store.close() {
             tracing::warn!(%error, "the store was not closed tidily; the next start recovers");

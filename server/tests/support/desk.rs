@@ -64,6 +64,7 @@ impl Desk {
                 handle: told_handle,
                 lanes: JobLanes::default(),
                 resident_bytes: Arc::default(),
+                idle: Arc::default(),
                 notify: Box::new(move |said| notice.send(said).unwrap_or_default()),
                 fatal: Box::new(move |error| drop(died.send(error))),
                 health: told_health,
@@ -132,7 +133,7 @@ impl Desk {
         loop {
             match self.notices.recv_timeout(PATIENCE) {
                 Ok(Notice::Committed { through }) if through >= self.told => return true,
-                Ok(Notice::Committed { .. } | Notice::Arrived) => {}
+                Ok(Notice::Committed { .. } | Notice::Arrived | Notice::Owed) => {}
                 Ok(Notice::Deposed) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
                 Err(mpsc::RecvTimeoutError::Timeout) => panic!("the writer says nothing"),
             }
