@@ -40,7 +40,7 @@ pub struct Plan {
 const EXPERIMENT_CPU_US: f64 = 0.99;
 const ITS_INSERTS_CPU_US: f64 = 0.77;
 /// Connections of the arrays, and of the single requests.
-const ARRAY_CONNECTIONS: usize = 16;
+const ARRAY_CONNECTIONS: usize = 64;
 const SINGLE_CONNECTIONS: usize = 64;
 
 /// A row of the table.
@@ -113,7 +113,7 @@ fn arrays(source: &Source, plan: &Plan) -> Result<[Row; 2]> {
     }
     Ok([
         Row {
-            what: "durable no-op jobs, arrays of 100, 16 connections",
+            what: "durable no-op jobs, arrays of 100, 64 connections",
             reference: "other systems: below",
             at_least: "",
             aim: "",

@@ -174,7 +174,7 @@ pub fn measure(source: &Source, plan: &Plan) -> Result<String> {
          slots, output kept. Payload 100 bytes. Client, workers and server share the machine.\n",
         plan.rounds,
         if plan.quick { ", a tenth of the jobs" } else { "" },
-        "durable no-op jobs in HTTP arrays of 100 on 16 connections, one worker, until every result is committed",
+        "durable no-op jobs in HTTP arrays of 100 on 64 connections, one worker, until every result is committed",
     ));
     if !skipped.is_empty() {
         text.push_str(&format!("Not measured here: {}.\n", skipped.join(", ")));
@@ -203,7 +203,7 @@ fn pairs(source: &Source, plan: &Plan, peer: &Peer) -> Result<Figure> {
 
 fn ours(source: &Source, work: Work, share: u64) -> Result<f64> {
     let load = match work {
-        Work::Noop => Load::noop(300_000 / share, 100, 16, 100),
+        Work::Noop => Load::noop(300_000 / share, 100, 64, 100),
         Work::Process => Load {
             kinds: vec!["{\"command\":[\"/bin/true\"]}".into()],
             ..Load::noop(3_000 / share, 100, 4, 2)

@@ -75,8 +75,9 @@ fn every_deliberate_bug_is_found() {
         ("dead by count alone", 12_300),
         ("output of another history sent", 700),
     ];
-    const BUGS: [&str; 38] = [
+    const BUGS: [&str; 39] = [
         "acknowledged before its commit",
+        "answered before its sync",
         "assigned before its commit",
         "cancel forgotten",
         "cancelling job tried again",
