@@ -707,7 +707,6 @@ impl Writer {
         let facts_sync = self.durability == Durability::Fsync && !self.facts.is_empty();
         let ids_through = self.ids.promise(self.ids_wanted);
         let purges: Vec<JobId> = self.purges.iter().map(|(job, _)| *job).collect();
-        let unsynced = mutation::is("commit not synced");
         let changes = !purges.is_empty() || !self.tokens.is_empty();
         let others = owes || facts_sync || changes || self.ids_wanted > 0;
         let sync = turn.sync || others;
@@ -720,7 +719,7 @@ impl Writer {
             tokens: self.token_changes(),
             audit: self.audit(&stamp, &turn.batches),
             turn,
-            sync: sync && !unsynced,
+            sync,
         })
     }
 
@@ -787,7 +786,7 @@ impl Writer {
             tokens: &tokens,
             audit: &audit,
             totals,
-            sync,
+            sync: sync && !mutation::is("commit not synced"),
         });
         drop(under_way);
         match done {
