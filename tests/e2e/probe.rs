@@ -164,16 +164,18 @@ fn a_list_of_a_hundred_running_jobs_asks_each_of_two_workers_once() {
         .expect(201);
     let mut client = cluster.client();
     let list = "/jobs?state=running&limit=1000";
-    eventually(PATIENCE, "a hundred jobs run", || {
-        let jobs = client.get(list).expect(200).json()["jobs"].clone();
-        jobs.as_array().unwrap().len() == 100
+    let is_told = |job: &Value| job["live"]["note"] == "sleeps for 600000 ms";
+    eventually(PATIENCE, "a hundred jobs run and say so", || {
+        let jobs = client.get(format!("{list}&live=1")).expect(200).json()["jobs"].clone();
+        let jobs = jobs.as_array().unwrap();
+        jobs.len() == 100 && jobs.iter().all(is_told)
     });
     let before = probes(&cluster);
     let jobs = client.get(format!("{list}&live=1")).expect(200).json()["jobs"].clone();
     assert_eq!(probes(&cluster) - before, 2, "one question a worker");
     for job in jobs.as_array().unwrap() {
         assert_eq!(job["live"]["seen"], "yes", "{job}");
-        assert_eq!(job["live"]["note"], "sleeps for 600000 ms", "{job}");
+        assert!(is_told(job), "{job}");
     }
     assert!(jobs[0].get("command").is_none());
 

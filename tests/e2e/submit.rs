@@ -459,8 +459,8 @@ fn durations_are_never_early_and_how_late_they_are_is_told() {
         assert_eq!(end["state"], "expired", "{end}");
         late[2].push(at(&end, "finished_at") - at(&end, "created_at") - span);
     }
-    // Both ends are whole milliseconds: one may be the rounding. An attempt's start is when the server heard of it: that may be
-    // late by itself, but its worker counts from the start.
+    // Both ends are whole milliseconds: one may be the rounding. An attempt's start is when the server heard of it:
+    // that may be late by itself, but its worker counts from the start.
     let kinds = [("a delay", -1), ("a time limit", -50), ("an expiry", -1)];
     for ((what, least), mut late) in kinds.into_iter().zip(late) {
         late.sort_unstable();
