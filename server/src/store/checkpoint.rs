@@ -143,14 +143,14 @@ impl SqliteStore {
         };
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
-        // Within a transaction nobody else makes it longer.
-        let step = match begin(&self.db, self.opening.epoch) {
-            Ok(()) => OpenOptions::new()
-                .write(true)
-                .open(log)
-                .map_or(Ok(false), lengthen),
-            Err(_) => Ok(false),
-        };
+        // Within a transaction nobody else makes it longer. If somebody else writes just now, the next look will do; if
+        // somebody else owns the database, the next commit says so.
+        if begin(&self.db, self.opening.epoch).is_err() {
+            roll_back(&self.db);
+            return Ok(false);
+        }
+        let file = OpenOptions::new().write(true).open(log);
+        let step = file.map_or(Ok(false), lengthen);
         roll_back(&self.db);
         self.log.has_room = !matches!(step, Ok(true));
         step.map_err(|error| StoreError {
